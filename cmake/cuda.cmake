@@ -1,0 +1,46 @@
+# The CUDA library: its architectures, and whether it is installed or only compiled as a check.
+
+set(architecture_list "${DMLFAST_CUDA_ARCH_LIST}")
+if(NOT architecture_list)
+  set(architecture_list "7.5;8.0;8.6;8.9;9.0a;10.0;12.0+PTX")
+endif()
+string(REGEX REPLACE "[ ,]+" ";" architecture_list "${architecture_list}")
+set(CMAKE_CUDA_ARCHITECTURES)
+foreach(architecture IN LISTS architecture_list)
+  if(NOT architecture MATCHES "^([0-9]+)\\.([0-9])([a-f]?)(\\+PTX)?$")
+    message(FATAL_ERROR "TORCH_CUDA_ARCH_LIST: expected architectures such as 8.0;9.0a;12.0+PTX, "
+            "got '${architecture}'.")
+  endif()
+  set(number "${CMAKE_MATCH_1}${CMAKE_MATCH_2}${CMAKE_MATCH_3}")
+  list(APPEND CMAKE_CUDA_ARCHITECTURES "${number}-real")
+  if(CMAKE_MATCH_4)
+    list(APPEND CMAKE_CUDA_ARCHITECTURES "${number}-virtual")
+  endif()
+endforeach()
+list(JOIN architecture_list " " cuda_architectures)
+
+set(CMAKE_CUDA_STANDARD 17)
+set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+enable_language(CUDA)
+
+set(cuda_sources csrc/cuda/neighbors.cu)
+
+if(DMLFAST_TORCH_CUDA)
+  add_library(_C_cuda MODULE ${cuda_sources})
+  set_target_properties(_C_cuda PROPERTIES PREFIX "" CXX_VISIBILITY_PRESET hidden
+                        CUDA_VISIBILITY_PRESET hidden)
+  target_link_directories(_C_cuda PRIVATE ${DMLFAST_TORCH_LIBRARIES})
+  target_link_options(_C_cuda PRIVATE -Wl,--no-as-needed)
+  target_link_libraries(_C_cuda PRIVATE torch torch_cpu c10 torch_cuda c10_cuda)
+  install(TARGETS _C_cuda LIBRARY DESTINATION .)
+  set(cuda_status "on (${cuda_architectures}; CUDA ${CMAKE_CUDA_COMPILER_VERSION})")
+else()
+  add_library(_C_cuda OBJECT ${cuda_sources})
+  set(cuda_status "compiled as a check, not installed (this torch has no CUDA)")
+endif()
+
+target_link_libraries(_C_cuda PRIVATE common)
+target_compile_definitions(_C_cuda PRIVATE USE_CUDA)
+# Device arithmetic keeps its roundings too: no contraction to fused multiply-add.
+string(REPLACE ";" "," host_flags "-Wall;${prefix_maps}")
+target_compile_options(_C_cuda PRIVATE -fmad=false -Xcompiler=${host_flags})

@@ -1,0 +1,29 @@
+// Every operator of dmlfast: the table of contents. x is (N, d), references (M, d); labels and
+// orders are int64, an order being the stable permutation that sorts the labels.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(dmlfast, m) {
+  // neighbors: per anchor (and threshold) the best reference under a label rule, -1 for none.
+  // beyond is (N, T); distance and index are (N, T), with T = 1 where beyond is absent.
+  m.def(
+      "neighbors_select(Tensor x, Tensor labels, Tensor order, Tensor references, "
+      "Tensor reference_labels, Tensor reference_order, Tensor? self_index, Tensor? beyond, "
+      "str metric, bool same_class, bool farthest) -> (Tensor distance, Tensor index)");
+  // Gradients of distance(x[i], references[index[i, t]]) for an (N, T) upstream gradient.
+  m.def(
+      "neighbors_select_backward(Tensor grad, Tensor x, Tensor references, Tensor index, "
+      "str metric) -> (Tensor grad_x, Tensor grad_references)");
+
+  // contrast: per anchor the sum of its active triplets' losses and their number, over all
+  // positives or one and all negatives, the hardest or the semi-hard one.
+  m.def(
+      "contrast_triplet(Tensor x, Tensor labels, Tensor order, Tensor references, "
+      "Tensor reference_labels, Tensor reference_order, Tensor? self_index, str metric, "
+      "str positives, str negatives, float margin) -> (Tensor loss, Tensor active)");
+  // Gradients of the sums for an (N,) upstream gradient; recomputes the pairs.
+  m.def(
+      "contrast_triplet_backward(Tensor grad, Tensor x, Tensor labels, Tensor order, "
+      "Tensor references, Tensor reference_labels, Tensor reference_order, Tensor? self_index, "
+      "str metric, str positives, str negatives, float margin) "
+      "-> (Tensor grad_x, Tensor grad_references)");
+}

@@ -1,0 +1,91 @@
+"""The choice between compiled kernels and the plain-torch reference."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from contextlib import ContextDecorator
+
+import torch
+
+from dmlfast import _library
+
+BACKENDS = ("kernel", "reference")
+
+
+def _check(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source}: expected one of {BACKENDS}, got {name!r}")
+    return name
+
+
+class _State(threading.local):
+    """The backend of this thread."""
+
+    def __init__(self) -> None:
+        self.name = _check(os.environ.get("DMLFAST_BACKEND") or "kernel", "DMLFAST_BACKEND")
+
+
+_state = _State()
+
+
+class use_backend(ContextDecorator):  # noqa: N801 - used like a function
+    """Chooses who computes, in a `with` block or for a decorated function, in this thread.
+
+    `"kernel"` (the default, or what the environment variable `DMLFAST_BACKEND` says) uses the
+    compiled kernels, and the reference for a device that has none, with one warning.
+    `"reference"` uses plain torch everywhere.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = _check(name, "use_backend")
+        self._previous: list[str] = []
+
+    def __enter__(self) -> use_backend:
+        self._previous.append(_state.name)
+        _state.name = self.name
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _state.name = self._previous.pop()
+
+
+# Devices on which a family has kernels. Fakes stand for them on "meta".
+_KERNELS = {
+    "neighbors": ("cpu", "cuda", "meta"),
+    "contrast": ("cpu", "meta"),
+}
+
+_warned: set[tuple[str, str]] = set()
+
+
+def uses_kernel(family: str, device: torch.device) -> bool:
+    """Whether the operators of a family go to a compiled kernel on this device.
+
+    Raises:
+        RuntimeError: the kernels are wanted, but the compiled library is not there.
+    """
+    if _state.name == "reference":
+        return False
+    if not _library.cpu_status.loaded:
+        raise RuntimeError(
+            f"dmlfast: {_library.cpu_status.reason}. Plain torch serves meanwhile with "
+            "DMLFAST_BACKEND=reference"
+        )
+    exists = device.type in _KERNELS[family]
+    if exists and (device.type != "cuda" or _library.cuda_status.loaded):
+        return True
+    if (family, device.type) not in _warned:
+        _warned.add((family, device.type))
+        reason = _library.cuda_status.reason if exists else "it has no kernels there"
+        warnings.warn(
+            f"dmlfast: plain torch serves the family {family!r} on {device.type}, more slowly "
+            f"than kernels would: {reason}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return False

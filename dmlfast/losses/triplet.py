@@ -1,0 +1,121 @@
+"""The triplet margin loss as a module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as nn_functional
+
+from dmlfast import functional
+from dmlfast.losses._keywords import refuse_keywords
+from dmlfast.losses._pair_lists import triplets_of, triplet_distances
+from dmlfast.ops._arguments import METRICS, check_number, check_option, check_pairs
+from dmlfast.ops.contrast import NEGATIVES, POSITIVES, REDUCTIONS, AnchorSums, is_active
+
+
+class TripletMarginLoss(nn.Module):
+    """Triplet margin loss over a batch, with pytorch-metric-learning's call and defaults.
+
+    The EPS loss is `TripletMarginLoss(margin=0.2, positives="nearest", negatives="semihard")`.
+
+    Args:
+        margin: in units of the metric, 0.05 by default.
+        positives: "all" (default), "nearest" (EPS) or "farthest"; see
+            `dmlfast.functional.triplet_margin_loss`.
+        negatives: "all" (default), "hardest" or "semihard".
+        metric: "euclidean" (default), "sqeuclidean", "cosine" or "dot".
+        normalize: scale the embeddings to unit L2 norm first (default).
+        reduction: "mean" over the active triplets, those with a loss greater than 0 (default;
+            0 when none is active), "sum", or "none".
+
+    Raises:
+        TypeError: a keyword that this loss does not take, or a wrong type.
+        ValueError: an unknown option.
+    """
+
+    def __init__(
+        self,
+        margin: float = 0.05,
+        *,
+        positives: str = "all",
+        negatives: str = "all",
+        metric: str = "euclidean",
+        normalize: bool = True,
+        reduction: str = "mean",
+        **unknown: Any,
+    ) -> None:
+        super().__init__()
+        refuse_keywords("TripletMarginLoss", unknown)
+        self.margin = check_number("margin", margin)
+        self.positives = check_option("positives", positives, POSITIVES)
+        self.negatives = check_option("negatives", negatives, NEGATIVES)
+        self.metric = check_option("metric", metric, METRICS)
+        self.normalize = normalize
+        self.reduction = check_option("reduction", reduction, REDUCTIONS)
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: tuple[Tensor, ...] | None = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Tensor | AnchorSums:
+        """Computes the loss.
+
+        Args:
+            embeddings: (N, d) floating.
+            labels: (N,) integers.
+            indices_tuple: (anchor, positive, negative) or (anchor, positive, anchor, negative)
+                index tensors, as miners return; then exactly these triplets count and
+                `positives` and `negatives` are not looked at. Costs O(triplets·d) memory and
+                plain torch arithmetic. Anchors are rows of `embeddings`, the others of `ref_emb`.
+            ref_emb: (M, d) references, the batch itself by default.
+            ref_labels: (M,) their labels.
+
+        Returns:
+            A scalar; with reduction "none" as in `dmlfast.functional.triplet_margin_loss`, or
+            (triplets,) losses when `indices_tuple` is given.
+        """
+        # Checks come first: normalising would hide what was handed in.
+        pairs = check_pairs(embeddings, labels, ref_emb, ref_labels)
+        x = self._unit(pairs.x)
+        references = None if ref_emb is None else self._unit(pairs.references)
+        if indices_tuple is not None:
+            return self._given_triplets(x, x if references is None else references, indices_tuple)
+        return functional.triplet_margin_loss(
+            x,
+            labels,
+            references,
+            ref_labels,
+            margin=self.margin,
+            metric=self.metric,
+            positives=self.positives,
+            negatives=self.negatives,
+            reduction=self.reduction,
+        )
+
+    def _unit(self, x: Tensor) -> Tensor:
+        return nn_functional.normalize(x, dim=1) if self.normalize else x
+
+    def _given_triplets(
+        self, x: Tensor, references: Tensor, indices_tuple: tuple[Tensor, ...]
+    ) -> Tensor:
+        triplets = triplets_of(indices_tuple)
+        to_positive, to_negative = triplet_distances(x, references, triplets, self.metric)
+        loss = torch.relu(to_positive - to_negative + self.margin)
+        if self.reduction == "none":
+            return loss
+        total = loss.sum()
+        if self.reduction == "sum":
+            return total
+        return total / is_active(loss).sum().clamp(min=1)
+
+    def extra_repr(self) -> str:
+        """The parameters, for printing."""
+        return (
+            f"margin={self.margin}, positives={self.positives!r}, negatives={self.negatives!r}, "
+            f"metric={self.metric!r}, normalize={self.normalize}, reduction={self.reduction!r}"
+        )

@@ -1,0 +1,1 @@
+"""Argument checks, operators, autograd and the choice of backend; one module a family."""

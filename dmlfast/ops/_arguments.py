@@ -1,0 +1,150 @@
+"""Checks of arguments that several families share. They look at shapes and dtypes, never at data."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+METRICS = ("euclidean", "sqeuclidean", "cosine", "dot")
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGER_DTYPES = (
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.uint8,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+)
+
+
+class Pairs(NamedTuple):
+    """Checked anchors and references of an operator.
+
+    Attributes:
+        x: (N, d) anchors.
+        labels: (N,) int64.
+        references: (M, d); `x` itself within a batch.
+        reference_labels: (M,) int64; `labels` itself within a batch.
+        self_index: (N,) int64, the reference that is the anchor itself, -1 for none; or None.
+    """
+
+    x: Tensor
+    labels: Tensor
+    references: Tensor
+    reference_labels: Tensor
+    self_index: Tensor | None
+
+    def orders(self) -> tuple[Tensor, Tensor]:
+        """Stable permutations that sort the labels; the same tensor twice within a batch."""
+        order = torch.argsort(self.labels, stable=True)
+        if self.reference_labels is self.labels:
+            return order, order
+        return order, torch.argsort(self.reference_labels, stable=True)
+
+
+def distance_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which distances between rows of `x` are returned."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def describe(value: object) -> str:
+    """Shape, dtype and device of a tensor, or the type of anything else."""
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} {value.dtype} on {value.device}"
+    return type(value).__name__
+
+
+def check_tensor(name: str, value: object) -> Tensor:
+    """Raises TypeError unless `value` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {describe(value)}")
+    return value
+
+
+def check_embeddings(name: str, value: object) -> Tensor:
+    """Raises unless `value` is a matrix of a supported floating dtype."""
+    x = check_tensor(name, value)
+    if x.dim() != 2:
+        raise ValueError(f"{name}: expected a 2-D tensor (rows, dimensions), got {describe(x)}")
+    if x.dtype not in FLOAT_DTYPES:
+        raise TypeError(
+            f"{name}: expected float16, bfloat16, float32 or float64, got {describe(x)}"
+        )
+    return x
+
+
+def check_integers(name: str, value: object, rows: int, device: torch.device) -> Tensor:
+    """Returns (rows,) integers as contiguous int64; raises if they are anything else."""
+    integers = check_tensor(name, value)
+    if integers.dtype not in INTEGER_DTYPES:
+        raise TypeError(f"{name}: expected an integer dtype, got {describe(integers)}")
+    if integers.dim() != 1 or integers.shape[0] != rows:
+        raise ValueError(f"{name}: expected shape ({rows},), got {describe(integers)}")
+    if integers.device != device:
+        raise ValueError(
+            f"{name}: expected the device of the embeddings, {device}, got {describe(integers)}"
+        )
+    return integers.to(torch.int64).contiguous()
+
+
+def check_number(name: str, value: object) -> float:
+    """Raises TypeError unless `value` is a number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    return float(value)
+
+
+def check_option(name: str, value: object, options: tuple[str, ...]) -> str:
+    """Raises ValueError unless `value` is one of the options."""
+    if not isinstance(value, str) or value not in options:
+        raise ValueError(f"{name}: expected one of {options}, got {value!r}")
+    return value
+
+
+def check_pairs(
+    x: object,
+    labels: object,
+    references: object = None,
+    reference_labels: object = None,
+    self_index: object = None,
+) -> Pairs:
+    """Checks the arguments that every selection and pair loss takes.
+
+    Without `references` the batch is its own reference set, and each anchor's self is its row.
+
+    Raises:
+        TypeError: something is not a tensor, or has a wrong dtype.
+        ValueError: a wrong shape or device, or references without labels.
+    """
+    anchors = check_embeddings("x", x)
+    device = anchors.device
+    anchor_labels = check_integers("labels", labels, anchors.shape[0], device)
+    if references is None:
+        if reference_labels is not None:
+            raise ValueError("reference_labels: given without references")
+        if self_index is not None:
+            raise ValueError("self_index: given without references; within a batch self is known")
+        own = torch.arange(anchors.shape[0], device=device)
+        return Pairs(anchors, anchor_labels, anchors, anchor_labels, own)
+    if reference_labels is None:
+        raise ValueError("reference_labels: expected labels of the references, got None")
+    others = check_embeddings("references", references)
+    if others.shape[1] != anchors.shape[1]:
+        raise ValueError(
+            f"references: expected {anchors.shape[1]} dimensions as in x, got {describe(others)}"
+        )
+    if others.dtype != anchors.dtype:
+        raise TypeError(f"references: expected {anchors.dtype} as x, got {describe(others)}")
+    if others.device != device:
+        raise ValueError(f"references: expected the device of x, {device}, got {describe(others)}")
+    other_labels = check_integers("reference_labels", reference_labels, others.shape[0], device)
+    own_index = (
+        None
+        if self_index is None
+        else check_integers("self_index", self_index, anchors.shape[0], device)
+    )
+    return Pairs(anchors, anchor_labels, others, other_labels, own_index)
