@@ -4,15 +4,16 @@
 
 STABLE_TORCH_LIBRARY(dmlfast, m) {
   // neighbors: per anchor (and threshold) the best reference under a label rule, -1 for none.
-  // beyond is (N, T); distance and index are (N, T), with T = 1 where beyond is absent.
+  // beyond is (N, T) float64, contiguous; distance and index are (N, T), T = 1 without beyond.
   m.def(
       "neighbors_select(Tensor x, Tensor labels, Tensor order, Tensor references, "
       "Tensor reference_labels, Tensor reference_order, Tensor? self_index, Tensor? beyond, "
       "str metric, bool same_class, bool farthest) -> (Tensor distance, Tensor index)");
   // Gradients of distance(x[i], references[index[i, t]]) for an (N, T) upstream gradient.
+  // slot_order is the stable permutation that sorts the flattened index.
   m.def(
       "neighbors_select_backward(Tensor grad, Tensor x, Tensor references, Tensor index, "
-      "str metric) -> (Tensor grad_x, Tensor grad_references)");
+      "Tensor slot_order, str metric) -> (Tensor grad_x, Tensor grad_references)");
 
   // contrast: per anchor the sum of its active triplets' losses and their number, over all
   // positives or one and all negatives, the hardest or the semi-hard one.

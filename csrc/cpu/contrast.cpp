@@ -106,18 +106,19 @@ void write_losses(const TripletProblem& problem, Tensor& loss, Tensor& active) {
   });
 }
 
-std::tuple<Tensor, Tensor> contrast_triplet(
-    Tensor x, Tensor labels, Tensor order, Tensor references, Tensor reference_labels,
-    Tensor reference_order, std::optional<Tensor> self_index, std::string metric,
-    std::string positives, std::string negatives, double margin) {
+std::tuple<Tensor, Tensor> contrast_triplet(Tensor x, Tensor labels, Tensor order,
+                                            Tensor references, Tensor reference_labels,
+                                            Tensor reference_order,
+                                            std::optional<Tensor> self_index, std::string metric,
+                                            std::string positives, std::string negatives,
+                                            double margin) {
   const ScalarType dtype = distance_dtype(x.scalar_type());
   const bool returns_double = dtype == ScalarType::Double;
   Tensor loss = torch::stable::new_empty(x, {x.size(0)}, dtype);
   Tensor active = torch::stable::new_empty(x, {x.size(0)}, ScalarType::Long);
   const PackedPair packed(x, labels, order, references, reference_labels, reference_order);
   const TripletProblem problem(
-      packed, self_index,
-      triplet_options(metric, positives, negatives, margin, returns_double));
+      packed, self_index, triplet_options(metric, positives, negatives, margin, returns_double));
   if (returns_double) {
     write_losses<double>(problem, loss, active);
   } else {
@@ -127,9 +128,9 @@ std::tuple<Tensor, Tensor> contrast_triplet(
 }
 
 std::tuple<Tensor, Tensor> contrast_triplet_backward(
-    Tensor grad, Tensor x, Tensor labels, Tensor order, Tensor references,
-    Tensor reference_labels, Tensor reference_order, std::optional<Tensor> self_index,
-    std::string metric, std::string positives, std::string negatives, double margin) {
+    Tensor grad, Tensor x, Tensor labels, Tensor order, Tensor references, Tensor reference_labels,
+    Tensor reference_order, std::optional<Tensor> self_index, std::string metric,
+    std::string positives, std::string negatives, double margin) {
   Tensor grad_x = torch::stable::new_empty(x, {x.size(0), x.size(1)});
   Tensor grad_references =
       torch::stable::new_empty(references, {references.size(0), references.size(1)});

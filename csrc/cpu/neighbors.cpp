@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -55,14 +56,13 @@ struct SelectState {
 
 void fill_lower(SelectState& state, const PackedRows& anchors, const Tensor& beyond, Metric metric,
                 bool returns_double) {
-  const Matrix thresholds(beyond);
-  const int64_t columns = thresholds.columns();
+  const double* thresholds = beyond.const_data_ptr<double>();
+  const int64_t columns = beyond.size(1);
   torch::stable::parallel_for(0, anchors.rows, 256, [&](int64_t begin, int64_t end) {
     for (int64_t position = begin; position < end; ++position) {
-      double* lower = state.lower.data() + position * columns;
-      thresholds.read_row(anchors.index[position], lower);
+      const double* from = thresholds + anchors.index[position] * columns;
       for (int64_t t = 0; t < columns; ++t) {
-        lower[t] = least_value_beyond(metric, lower[t], returns_double);
+        state.lower[position * columns + t] = least_value_beyond(metric, from[t], returns_double);
       }
     }
   });
@@ -74,9 +74,8 @@ void write_selection(const SelectState& state, const PackedMatrix& anchors, Metr
   T* distances = static_cast<T*>(distance.mutable_data_ptr());
   int64_t* indices = static_cast<int64_t*>(index.mutable_data_ptr());
   for (int64_t position = 0; position < anchors.view().rows; ++position) {
-    const double missing = anchors.is_finite(position)
-                               ? kInfinity
-                               : std::numeric_limits<double>::quiet_NaN();
+    const double missing =
+        anchors.is_finite(position) ? kInfinity : std::numeric_limits<double>::quiet_NaN();
     for (int64_t t = 0; t < thresholds; ++t) {
       const int64_t from = position * thresholds + t;
       const int64_t to = anchors.view().index[position] * thresholds + t;
@@ -88,10 +87,12 @@ void write_selection(const SelectState& state, const PackedMatrix& anchors, Metr
   }
 }
 
-std::tuple<Tensor, Tensor> neighbors_select(
-    Tensor x, Tensor labels, Tensor order, Tensor references, Tensor reference_labels,
-    Tensor reference_order, std::optional<Tensor> self_index, std::optional<Tensor> beyond,
-    std::string metric_name, bool same_class, bool farthest) {
+std::tuple<Tensor, Tensor> neighbors_select(Tensor x, Tensor labels, Tensor order,
+                                            Tensor references, Tensor reference_labels,
+                                            Tensor reference_order,
+                                            std::optional<Tensor> self_index,
+                                            std::optional<Tensor> beyond, std::string metric_name,
+                                            bool same_class, bool farthest) {
   const Metric metric = metric_of(metric_name);
   const int64_t thresholds = beyond ? beyond->size(1) : 1;
   const ScalarType dtype = distance_dtype(x.scalar_type());
@@ -114,11 +115,16 @@ std::tuple<Tensor, Tensor> neighbors_select(
   if (beyond) {
     fill_lower(state, anchors.view(), *beyond, metric, returns_double);
   }
-  const SelectTask task{anchors.view(),          packed.references().view(),
-                        metric,                  same_class,
-                        farthest,                state.self_index.data(),
-                        state.lower.data(),      thresholds,
-                        state.best_value.data(), state.best_index.data()};
+  const SelectTask task{anchors.view(),
+                        packed.references().view(),
+                        metric,
+                        same_class,
+                        farthest,
+                        state.self_index.data(),
+                        state.lower.data(),
+                        thresholds,
+                        state.best_value.data(),
+                        state.best_index.data()};
   const SelectFunction select = select_function();
   torch::stable::parallel_for(0, anchors.view().panel_count, 1,
                               [&](int64_t begin, int64_t end) { select(task, begin, end); });
@@ -130,38 +136,9 @@ std::tuple<Tensor, Tensor> neighbors_select(
   return {distance, index};
 }
 
-// For every reference the slots (anchor * T + threshold) that chose it, in ascending order.
-class InverseIndex {
- public:
-  InverseIndex(const int64_t* index, int64_t slots, int64_t references)
-      : begin_(references + 1, 0), slots_(slots) {
-    for (int64_t slot = 0; slot < slots; ++slot) {
-      if (index[slot] >= 0) {
-        ++begin_[index[slot] + 1];
-      }
-    }
-    for (int64_t j = 0; j < references; ++j) {
-      begin_[j + 1] += begin_[j];
-    }
-    std::vector<int64_t> next(begin_.begin(), begin_.end() - 1);
-    for (int64_t slot = 0; slot < slots; ++slot) {
-      if (index[slot] >= 0) {
-        slots_[next[index[slot]]++] = slot;
-      }
-    }
-  }
-
-  int64_t begin(int64_t reference) const { return begin_[reference]; }
-  int64_t end(int64_t reference) const { return begin_[reference + 1]; }
-  int64_t slot(int64_t place) const { return slots_[place]; }
-
- private:
-  std::vector<int64_t> begin_;
-  std::vector<int64_t> slots_;
-};
-
 std::tuple<Tensor, Tensor> neighbors_select_backward(Tensor grad, Tensor x, Tensor references,
-                                                     Tensor index, std::string metric_name) {
+                                                     Tensor index, Tensor slot_order,
+                                                     std::string metric_name) {
   const Metric metric = metric_of(metric_name);
   Tensor grad_x = torch::stable::new_empty(x, {x.size(0), x.size(1)});
   Tensor grad_references =
@@ -187,14 +164,19 @@ std::tuple<Tensor, Tensor> neighbors_select_backward(Tensor grad, Tensor x, Tens
     }
   });
 
-  const InverseIndex choosers(chosen, index.size(0) * thresholds, references.size(0));
+  // Slots in the order of the references they chose, ascending within each: every reference adds
+  // up its own, whatever the number of threads.
+  const int64_t* slots = slot_order.const_data_ptr<int64_t>();
+  const int64_t* slots_end = slots + index.size(0) * thresholds;
   torch::stable::parallel_for(0, references.size(0), 64, [&](int64_t begin, int64_t end) {
     RowGradient gradient(metric, reference_rows, anchor_rows);
+    const int64_t* slot =
+        std::lower_bound(slots, slots_end, begin,
+                         [&](int64_t at, int64_t reference) { return chosen[at] < reference; });
     for (int64_t j = begin; j < end; ++j) {
       gradient.start(j);
-      for (int64_t place = choosers.begin(j); place < choosers.end(j); ++place) {
-        const int64_t slot = choosers.slot(place);
-        gradient.add(slot / thresholds, weights[slot]);
+      for (; slot < slots_end && chosen[*slot] == j; ++slot) {
+        gradient.add(*slot / thresholds, weights[*slot]);
       }
       gradient.write(grad_references);
     }

@@ -21,8 +21,7 @@ class SelectPolicy {
   }
 
   bool skips(int64_t first, int64_t last, int64_t panel) const {
-    return !task_.same_class &&
-           is_one_class(task_.anchors, first, last, task_.references, panel);
+    return !task_.same_class && is_one_class(task_.anchors, first, last, task_.references, panel);
   }
 
   void take(int64_t position, int64_t panel, Vector values) {

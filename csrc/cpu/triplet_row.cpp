@@ -12,8 +12,7 @@ namespace dmlfast::cpu {
 
 TripletOptions triplet_options(const std::string& metric, const std::string& positives,
                                const std::string& negatives, double margin, bool returns_double) {
-  TripletOptions options{metric_of(metric), Positives::all, Negatives::all, margin,
-                         returns_double};
+  TripletOptions options{metric_of(metric), Positives::all, Negatives::all, margin, returns_double};
   STD_TORCH_CHECK(positives == "all" || positives == "nearest" || positives == "farthest",
                   "positives: expected 'all', 'nearest' or 'farthest', got '", positives, "'");
   STD_TORCH_CHECK(negatives == "all" || negatives == "hardest" || negatives == "semihard",

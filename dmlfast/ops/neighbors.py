@@ -38,7 +38,7 @@ class Selection(NamedTuple):
     """
 
     distance: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # shadows tuple.index on purpose
 
 
 def nearest_positive(
@@ -191,12 +191,14 @@ def _check_beyond(beyond: object, x: Tensor) -> Tensor:
         raise TypeError(f"beyond: expected a floating dtype, got {describe(thresholds)}")
     rows = x.shape[0]
     if thresholds.dim() not in (1, 2) or thresholds.shape[0] != rows:
-        raise ValueError(f"beyond: expected shape ({rows},) or ({rows}, T), got "
-                         f"{describe(thresholds)}")
+        raise ValueError(
+            f"beyond: expected shape ({rows},) or ({rows}, T), got {describe(thresholds)}"
+        )
     if thresholds.device != x.device:
-        raise ValueError(f"beyond: expected the device of x, {x.device}, got "
-                         f"{describe(thresholds)}")
-    thresholds = thresholds.detach()
+        raise ValueError(
+            f"beyond: expected the device of x, {x.device}, got {describe(thresholds)}"
+        )
+    thresholds = thresholds.detach().double().contiguous()
     return thresholds[:, None] if thresholds.dim() == 1 else thresholds
 
 
@@ -302,7 +304,7 @@ def _fake_select(
 
 
 def _fake_select_backward(
-    grad: Tensor, x: Tensor, references: Tensor, index: Tensor, metric: str
+    grad: Tensor, x: Tensor, references: Tensor, index: Tensor, slot_order: Tensor, metric: str
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), references.new_empty(references.shape)
 
@@ -317,7 +319,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     x, references, index = ctx.saved_tensors
     grad_x, grad_references = torch.ops.dmlfast.neighbors_select_backward(
-        grad, x, references, index, ctx.metric
+        grad, x, references, index, index.flatten().argsort(stable=True), ctx.metric
     )
     return grad_x, None, None, grad_references, *(None,) * 7
 

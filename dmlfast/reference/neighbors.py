@@ -117,10 +117,7 @@ def select_backward(
     weight = grad.double().reshape(-1, 1)
     counts = ((flat >= 0) & (weight[:, 0] != 0))[:, None]
     a = x[anchor]
-    if references.shape[0]:
-        r = references[flat.clamp(min=0)]
-    else:
-        r = a
+    r = references[flat.clamp(min=0)] if references.shape[0] else a
     to_anchor = torch.where(counts, weight * distances.gradients(a, r, metric), 0.0)
     lost = (flat < 0) & (weight[:, 0] != 0) & ~a.isfinite().all(1)
     to_anchor = torch.where(lost[:, None], math.nan, to_anchor)

@@ -28,8 +28,7 @@ inline int64_t first_position(const PackedRows& rows, int64_t label) {
 // Panels that hold a reference with a label in [first_label, last_label].
 inline PanelRange class_panels(const PackedRows& rows, int64_t first_label, int64_t last_label) {
   const int64_t begin = first_position(rows, first_label);
-  const int64_t end =
-      last_label == INT64_MAX ? rows.rows : first_position(rows, last_label + 1);
+  const int64_t end = last_label == INT64_MAX ? rows.rows : first_position(rows, last_label + 1);
   if (begin >= end) {
     return {0, 0};
   }

@@ -57,15 +57,13 @@ void PackedMatrix::pack_panel(const Matrix& matrix, const int64_t* labels, const
 }
 
 PackedPair::PackedPair(const torch::stable::Tensor& x, const torch::stable::Tensor& labels,
-                       const torch::stable::Tensor& order,
-                       const torch::stable::Tensor& references,
+                       const torch::stable::Tensor& order, const torch::stable::Tensor& references,
                        const torch::stable::Tensor& reference_labels,
                        const torch::stable::Tensor& reference_order)
     : references_(Matrix(references), reference_labels.const_data_ptr<int64_t>(),
                   reference_order.const_data_ptr<int64_t>()) {
   const Matrix rows(x);
-  if (!rows.is(Matrix(references)) ||
-      order.const_data_ptr() != reference_order.const_data_ptr()) {
+  if (!rows.is(Matrix(references)) || order.const_data_ptr() != reference_order.const_data_ptr()) {
     anchors_ = std::make_unique<PackedMatrix>(rows, labels.const_data_ptr<int64_t>(),
                                               order.const_data_ptr<int64_t>());
   }

@@ -23,8 +23,7 @@ class PackedMatrix {
   bool is_finite(int64_t position) const { return finite_[position] != 0; }
 
  private:
-  void pack_panel(const Matrix& matrix, const int64_t* labels, const int64_t* order,
-                  int64_t panel);
+  void pack_panel(const Matrix& matrix, const int64_t* labels, const int64_t* order, int64_t panel);
 
   std::unique_ptr<double[]> panels_;
   std::unique_ptr<int64_t[]> labels_;

@@ -120,9 +120,8 @@ void walk(const PackedRows& anchors, const PackedRows& references, PanelRange an
   const int64_t fitting = panel_bytes == 0 ? references.panel_count : kCacheBytes / panel_bytes;
   const int64_t step = fitting < 1 ? 1 : fitting;
   const int64_t first_row = anchor_panels.begin * kPanelRows;
-  const int64_t end_row = anchor_panels.end * kPanelRows < anchors.rows
-                              ? anchor_panels.end * kPanelRows
-                              : anchors.rows;
+  const int64_t end_row =
+      anchor_panels.end * kPanelRows < anchors.rows ? anchor_panels.end * kPanelRows : anchors.rows;
   const PanelRange needed = policy.panels(first_row, end_row - 1);
   for (int64_t cached = needed.begin; cached < needed.end; cached += step) {
     const int64_t cached_end = cached + step < needed.end ? cached + step : needed.end;
@@ -137,8 +136,8 @@ void walk(const PackedRows& anchors, const PackedRows& references, PanelRange an
           continue;
         }
         double sums[kBlockRows][kPanelRows];
-        multiply<sums_differences(kMetric)>(block, panel_of(references, panel), references.dimensions,
-                                            sums);
+        multiply<sums_differences(kMetric)>(block, panel_of(references, panel),
+                                            references.dimensions, sums);
         for (int64_t r = 0; row + r <= last; ++r) {
           policy.take(row + r, panel,
                       values<kMetric>(load(sums[r]), anchors.norms[row + r],

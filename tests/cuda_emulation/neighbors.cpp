@@ -1,0 +1,119 @@
+// Runs the CUDA kernels of the family `neighbors` on the CPU. Reads a case from the file that the
+// first argument names and writes the results to the second; test_cuda_emulation.py has the format.
+#include <cstdint>
+#include <cstdio>
+#include <fstream>
+#include <vector>
+
+#include "neighbors_kernels.cuh"
+
+namespace {
+
+using namespace dmlfast;
+using namespace dmlfast::cuda;
+
+struct Header {
+  int64_t anchors, references, dimensions, thresholds;
+  int64_t is_double, metric, same_class, farthest, has_self, has_beyond;
+};
+
+template <class T>
+std::vector<T> read(std::ifstream& file, int64_t count) {
+  // Exactly as long as needed, so that the address sanitizer sees the first element too many.
+  std::vector<T> data(count);
+  file.read(reinterpret_cast<char*>(data.data()), count * sizeof(T));
+  if (!file) {
+    std::fprintf(stderr, "the case file is too short\n");
+    std::exit(1);
+  }
+  return data;
+}
+
+template <class T>
+void write(std::ofstream& file, const std::vector<T>& data) {
+  file.write(reinterpret_cast<const char*>(data.data()), data.size() * sizeof(T));
+}
+
+template <class T>
+Rows<T> rows_of(const std::vector<T>& data, int64_t rows, int64_t columns) {
+  return {data.data(), rows, columns, columns, 1};
+}
+
+template <class T>
+void run(const Header& h, std::ifstream& in, std::ofstream& out) {
+  const int64_t slots = h.anchors * h.thresholds;
+  const auto x = read<T>(in, h.anchors * h.dimensions);
+  const auto references = read<T>(in, h.references * h.dimensions);
+  const auto labels = read<int64_t>(in, h.anchors);
+  const auto reference_labels = read<int64_t>(in, h.references);
+  const auto reference_order = read<int64_t>(in, h.references);
+  const auto self_index = read<int64_t>(in, h.has_self ? h.anchors : 0);
+  const auto beyond = read<double>(in, h.has_beyond ? slots : 0);
+  const auto grad = read<T>(in, slots);
+
+  std::vector<T> distance(slots);
+  std::vector<int64_t> index(slots);
+  std::vector<double> norms_x(h.anchors), norms_references(h.references);
+  SelectArguments<T> select{};
+  select.x = rows_of(x, h.anchors, h.dimensions);
+  select.references = rows_of(references, h.references, h.dimensions);
+  select.labels = labels.data();
+  select.reference_labels = reference_labels.data();
+  select.reference_order = reference_order.data();
+  select.self_index = h.has_self ? self_index.data() : nullptr;
+  select.beyond = h.has_beyond ? beyond.data() : nullptr;
+  select.thresholds = h.thresholds;
+  select.metric = static_cast<Metric>(h.metric);
+  select.same_class = h.same_class;
+  select.farthest = h.farthest;
+  select.norms_x = norms_x.data();
+  select.norms_references = norms_references.data();
+  select.distance = distance.data();
+  select.index = index.data();
+  launch_select<T, T>(select, nullptr);
+  write(out, distance);
+  write(out, index);
+
+  const auto chosen = read<int64_t>(in, slots);
+  const auto slot_order = read<int64_t>(in, slots);
+  std::vector<double> factors(slots), own_x(slots), own_other(slots);
+  std::vector<T> grad_x(x.size()), grad_references(references.size());
+  GradientArguments<T> gradient{};
+  gradient.x = select.x;
+  gradient.references = select.references;
+  if constexpr (sizeof(T) == sizeof(double)) {
+    gradient.grad_double = rows_of(grad, h.anchors, h.thresholds);
+  } else {
+    gradient.grad_float = rows_of(grad, h.anchors, h.thresholds);
+  }
+  gradient.index = chosen.data();
+  gradient.slot_order = slot_order.data();
+  gradient.thresholds = h.thresholds;
+  gradient.metric = select.metric;
+  gradient.factors = factors.data();
+  gradient.own_x = own_x.data();
+  gradient.own_other = own_other.data();
+  gradient.grad_x = grad_x.data();
+  gradient.grad_references = grad_references.data();
+  launch_gradient(gradient, nullptr);
+  write(out, grad_x);
+  write(out, grad_references);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 3) {
+    std::fprintf(stderr, "usage: %s CASE RESULT\n", argv[0]);
+    return 1;
+  }
+  std::ifstream in(argv[1], std::ios::binary);
+  std::ofstream out(argv[2], std::ios::binary);
+  const Header header = read<Header>(in, 1)[0];
+  if (header.is_double) {
+    run<double>(header, in, out);
+  } else {
+    run<float>(header, in, out);
+  }
+  return 0;
+}
