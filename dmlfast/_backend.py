@@ -30,7 +30,7 @@ class _State(threading.local):
 _state = _State()
 
 
-class use_backend(ContextDecorator):  # noqa: N801 - used like a function
+class use_backend(ContextDecorator):
     """Chooses who computes, in a `with` block or for a decorated function, in this thread.
 
     `"kernel"` (the default, or what the environment variable `DMLFAST_BACKEND` says) uses the

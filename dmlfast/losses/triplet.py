@@ -10,7 +10,7 @@ from torch.nn import functional as nn_functional
 
 from dmlfast import functional
 from dmlfast.losses._keywords import refuse_keywords
-from dmlfast.losses._pair_lists import triplets_of, triplet_distances
+from dmlfast.losses._pair_lists import triplet_distances, triplets_of
 from dmlfast.ops._arguments import METRICS, check_number, check_option, check_pairs
 from dmlfast.ops.contrast import NEGATIVES, POSITIVES, REDUCTIONS, AnchorSums, is_active
 

@@ -1,4 +1,4 @@
-"""Checks of arguments that several families share. They look at shapes and dtypes, never at data."""
+"""Checks of arguments that several families share: shapes and dtypes, never data."""
 
 from __future__ import annotations
 

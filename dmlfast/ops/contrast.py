@@ -146,7 +146,9 @@ def _triplet(
 ) -> tuple[Tensor, Tensor]:
     """The operator: (N,) sums and (N,) numbers of active triplets."""
     if not uses_kernel("contrast", pairs.x.device):
-        loss, active = _ReferenceTriplet.apply(*pairs, metric, positives, negatives, margin)
+        loss, active = _ReferenceTriplet.apply(  # type: ignore[no-untyped-call]
+            *pairs, metric, positives, negatives, margin
+        )
         return loss, active
     order, reference_order = pairs.orders()
     loss, active = torch.ops.dmlfast.contrast_triplet(

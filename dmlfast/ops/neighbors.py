@@ -215,7 +215,7 @@ def _select(
     """The operator: (N, T) distances and indices, T = 1 without `beyond`."""
     check_option("metric", metric, METRICS)
     if not uses_kernel("neighbors", pairs.x.device):
-        distance, index = _ReferenceSelect.apply(
+        distance, index = _ReferenceSelect.apply(  # type: ignore[no-untyped-call]
             pairs.x,
             pairs.labels,
             pairs.references,

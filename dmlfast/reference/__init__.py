@@ -1,1 +1,1 @@
-"""The operators in plain torch: oracle of the tests, rival of the benchmarks, path of last resort."""
+"""The operators in plain torch: oracle of tests, rival of benchmarks, path of last resort."""

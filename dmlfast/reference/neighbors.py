@@ -89,10 +89,8 @@ def _select_chunk(
         none = references.shape[0]
         index = _pad(torch.where(ties, position, none), none).amin(1)
         found = index < none
-        if none:
-            picked = returned.gather(1, index.clamp(max=none - 1)[:, None])[:, 0]
-        else:
-            picked = missing
+        last = max(0, none - 1)
+        picked = returned.gather(1, index.clamp(max=last)[:, None])[:, 0] if none else missing
         chosen_distance.append(torch.where(found, picked, missing))
         chosen_index.append(torch.where(found, index, -1))
     if not chosen_index:
