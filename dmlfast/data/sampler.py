@@ -99,7 +99,7 @@ class MPerClassSampler(Sampler[list[int]]):
         return self._order[self._starts[chosen, None] + picks].flatten()
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Give ``batches`` batches, each drawn when it is asked for."""
+        """Give `batches` batches, each drawn when it is asked for."""
         for _ in range(self.batches):
             yield self.sample().tolist()
 

@@ -1,0 +1,77 @@
+"""What the command `dmlfast train` shows: a progress bar and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
+from rich.table import Table
+
+from dmlfast.training import Progress, TrainConfig
+
+
+class TrainingReport:
+    """A progress bar while its context is open, and a table of the metrics after it.
+
+    The bar goes to stderr, and only to a terminal; the table goes to stdout.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        console = Console(stderr=True)
+        self._bar = ProgressBar(
+            TextColumn(config.data),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=config.steps, numbers="")
+
+    def __enter__(self) -> TrainingReport:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, progress: Progress) -> None:
+        """Move the bar; show the loss and the last validation numbers."""
+        numbers = f"loss {progress.loss:.4f}"
+        if progress.evaluation:
+            by_class = progress.evaluation["validation/class/map@r"]
+            by_subclass = progress.evaluation["validation/subclass/map@r"]
+            numbers += f"  map@r {by_class:.3f} sub-class {by_subclass:.3f}"
+        self._bar.update(self._task, completed=progress.step, numbers=numbers)
+
+    def print_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Print the test metrics at the step that validation selects, and at the best test step.
+
+        Args:
+            metrics: what `dmlfast.training.summarize` returns.
+        """
+        best = metrics["best_test"]
+        table = Table(box=box.SIMPLE_HEAD, title="Test split", title_justify="left")
+        table.add_column("metric")
+        for chosen, step in (("selected", metrics["selected_step"]), ("best test", best["step"])):
+            for labels in ("class", "sub-class"):
+                table.add_column(f"{labels}\n{chosen}, step {step}", justify="right")
+        for name in metrics["class"]:
+            cells = [group[labels][name] for group in (metrics, best) for labels in _LABELS]
+            table.add_row(name, *("-" if cell is None else f"{cell:.4f}" for cell in cells))
+        Console().print(table)
+
+
+_LABELS = ("class", "subclass")

@@ -1,0 +1,209 @@
+"""The folder of a training run: every file that a run writes, and how."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dmlfast.training.config import TrainConfig
+from dmlfast.training.errors import RunFolderError
+from dmlfast.training.summary import Row, long_form, summarize
+
+
+class RunFolder:
+    """The files of one run.
+
+    Every file is written beside its place and then moved into it, so that a reader, or a run
+    that goes on after a crash, sees the old file or the new one and never a half.
+
+    `create` starts a folder, `open` returns to one.
+
+    Attributes:
+        path: the folder.
+    """
+
+    CONFIG = "config.json"
+    HISTORY = "history.csv"
+    METRICS = "metrics.json"
+    METRICS_TABLE = "metrics.csv"
+    CHECKPOINT = "checkpoint.pt"
+    CURVES = "curves.png"
+    EMBEDDING = "embedding.png"
+    FILES = (CONFIG, HISTORY, METRICS, METRICS_TABLE, CHECKPOINT, CURVES, EMBEDDING)
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike[str], config: TrainConfig, *, overwrite: bool = False
+    ) -> RunFolder:
+        """Make the folder, if it is not there, and write the configuration into it.
+
+        Args:
+            path: the folder; its parents are made too.
+            config: what is written to `config.json`.
+            overwrite: remove the files of a run that the folder already holds, and no others.
+
+        Raises:
+            RunFolderError: if the folder cannot be made or written, or already holds a run.
+        """
+        folder = cls(path)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            held = [name for name in cls.FILES if (folder.path / name).exists()]
+            if held and not overwrite:
+                raise RunFolderError(
+                    f"{folder.path} already holds a run ({held[0]}): resume it, overwrite it, or "
+                    "choose another folder."
+                )
+            for name in held:
+                (folder.path / name).unlink()
+        except OSError as error:
+            raise RunFolderError(
+                f"The run folder {folder.path} cannot be used: {_reason(error)}."
+            ) from error
+        folder._write_text(cls.CONFIG, config.to_json())
+        return folder
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> tuple[RunFolder, TrainConfig]:
+        """Return to the folder of an earlier run.
+
+        Returns:
+            The folder and the configuration of its run.
+
+        Raises:
+            RunFolderError: if the folder holds no readable configuration.
+        """
+        folder = cls(path)
+        file = folder.path / cls.CONFIG
+        try:
+            return folder, TrainConfig.from_json(file.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise RunFolderError(
+                f"{folder.path} holds no run to resume: there is no {cls.CONFIG}."
+            ) from error
+        except OSError as error:
+            raise RunFolderError(f"{file} cannot be read: {_reason(error)}.") from error
+        except ValueError as error:
+            raise RunFolderError(f"{file} is not a configuration: {error}.") from error
+
+    def write_evaluations(self, history: Sequence[Row]) -> dict[str, Any]:
+        """Write `history.csv`, `metrics.json` and `metrics.csv`.
+
+        Args:
+            history: the evaluations so far, at least one.
+
+        Returns:
+            What `metrics.json` holds (`dmlfast.training.summarize`).
+
+        Raises:
+            RunFolderError: if a file cannot be written.
+        """
+        summary = summarize(history)
+        self._write_text(self.HISTORY, _csv(history))
+        self._write_text(self.METRICS, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        self._write_text(self.METRICS_TABLE, _csv(long_form(summary)))
+        return summary
+
+    def write_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Write `checkpoint.pt`: tensors and plain values, readable with `weights_only=True`.
+
+        Raises:
+            RunFolderError: if the file cannot be written.
+        """
+        # Through memory: torch.save reports a full disk as a RuntimeError without a reason.
+        buffer = io.BytesIO()
+        torch.save(dict(checkpoint), buffer)
+        with self.replacing(self.CHECKPOINT) as partial:
+            partial.write_bytes(buffer.getbuffer())
+
+    def read_checkpoint(self, config: TrainConfig) -> dict[str, Any]:
+        """Read `checkpoint.pt` onto the CPU.
+
+        Args:
+            config: the configuration that the checkpoint must come from.
+
+        Raises:
+            RunFolderError: if the file is missing or unreadable, or comes from another
+                configuration.
+        """
+        file = self.path / self.CHECKPOINT
+        try:
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        except FileNotFoundError as error:
+            raise RunFolderError(
+                f"{self.path} holds no {self.CHECKPOINT} to resume from: the run has to start "
+                "again, with overwrite."
+            ) from error
+        except OSError as error:
+            raise RunFolderError(f"{file} cannot be read: {_reason(error)}.") from error
+        except Exception as error:  # A damaged file can fail anywhere in the unpickler.
+            raise RunFolderError(f"{file} is damaged or not a checkpoint.") from error
+        if not isinstance(checkpoint, dict) or "config" not in checkpoint:
+            raise RunFolderError(f"{file} is not a checkpoint of a training run.")
+        other = checkpoint["config"]
+        if other != config.as_dict():
+            raise RunFolderError(
+                f"{file} comes from another configuration: {_difference(other, config)}."
+            )
+        return checkpoint
+
+    @contextlib.contextmanager
+    def replacing(self, name: str) -> Iterator[Path]:
+        """A path to write to, in place of a file of the folder.
+
+        On leaving, what was written takes the place of the file; after an exception it is
+        removed and the file is as it was.
+
+        Args:
+            name: the name of the file. The path that is given has the same ending.
+
+        Raises:
+            RunFolderError: if the file cannot be written.
+        """
+        file = self.path / name
+        partial = file.with_name(f".partial-{name}")
+        try:
+            yield partial
+            partial.replace(file)
+        except OSError as error:
+            raise RunFolderError(f"{file} cannot be written: {_reason(error)}.") from error
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+    def _write_text(self, name: str, text: str) -> None:
+        with self.replacing(name) as partial:
+            partial.write_text(text, encoding="utf-8")
+
+
+def _csv(rows: Iterable[Mapping[str, Any]]) -> str:
+    rows = list(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _difference(other: object, config: TrainConfig) -> str:
+    if not isinstance(other, dict):
+        return "it names no settings"
+    for name, value in config.as_dict().items():
+        if name not in other or other[name] != value:
+            return f"its {name} is {other.get(name)!r}, not {value!r}"
+    return "it has settings that are unknown here"
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

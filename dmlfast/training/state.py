@@ -1,0 +1,124 @@
+"""Everything that changes while a run goes on, and its form in a checkpoint."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from dmlfast.models import ConvolutionalEmbedding
+from dmlfast.training.config import TrainConfig
+from dmlfast.training.errors import RunFolderError
+from dmlfast.training.summary import Row, selected_row
+
+
+class TrainingState:
+    """The weights, the optimiser, the random streams and the evaluations of a run.
+
+    Nothing is drawn from the global random streams, and they are left as they were.
+
+    Attributes:
+        model: the network, on `device`.
+        optimizer: Adam on its weights.
+        sampling: generator of the batches, on the CPU.
+        augmentation: generator of the augmentation, on the CPU.
+        step: optimiser steps done.
+        history: the evaluations, in order.
+        selected_model: the weights, on the CPU, at the step that validation selects so far.
+
+    Args:
+        config: the settings of the run; its seed starts every random stream.
+        image_shape: (channels, height, width) of the images.
+        device: where the network is.
+
+    Raises:
+        ValueError: if the images are not square.
+    """
+
+    def __init__(
+        self, config: TrainConfig, image_shape: tuple[int, int, int], device: torch.device
+    ) -> None:
+        channels, height, width = image_shape
+        if height != width:
+            raise ValueError(f"the images must be square, got {height} x {width}")
+        self._config = config
+        seeds = torch.randint(2**63 - 1, (3,), generator=torch.Generator().manual_seed(config.seed))
+        model_seed, sampling_seed, augmentation_seed = seeds.tolist()
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would seed the CUDA generators as well, which are not forked.
+            torch.default_generator.manual_seed(model_seed)
+            self.model = ConvolutionalEmbedding(
+                image_size=height, channels_in=channels, dimensions=config.dimensions
+            )
+        self.model.to(device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate)
+        self.sampling = torch.Generator().manual_seed(sampling_seed)
+        self.augmentation = torch.Generator().manual_seed(augmentation_seed)
+        self.step = 0
+        self.history: list[Row] = []
+        self.selected_model: dict[str, torch.Tensor] = {}
+        # Number, loss and active share of the steps since the last evaluation.
+        self._sums = [0.0, 0.0, 0.0]
+
+    def record_step(self, loss: float, active: float) -> None:
+        """Count an optimiser step, with its loss and the share of its anchors that were active."""
+        self.step += 1
+        self._sums = [total + new for total, new in zip(self._sums, (1, loss, active), strict=True)]
+
+    def means(self) -> tuple[float, float]:
+        """The mean loss and active share since the last evaluation; NaN before the first step."""
+        steps, loss, active = self._sums
+        return (loss / steps, active / steps) if steps else (math.nan, math.nan)
+
+    def record_evaluation(self, row: Row) -> None:
+        """Add an evaluation of this step, and keep the weights if validation now selects it."""
+        self.history.append(row)
+        self._sums = [0.0, 0.0, 0.0]
+        if selected_row(self.history, "validation") is row:
+            self.selected_model = self.model_weights()
+
+    def model_weights(self) -> dict[str, torch.Tensor]:
+        """A copy of the weights on the CPU, by name."""
+        return {
+            name: tensor.detach().to("cpu", copy=True)
+            for name, tensor in self.model.state_dict().items()
+        }
+
+    def checkpoint(self) -> dict[str, Any]:
+        """All of it, as tensors and plain values."""
+        return {
+            "config": self._config.as_dict(),
+            "step": self.step,
+            "model": self.model_weights(),
+            "optimizer": self.optimizer.state_dict(),
+            "sampling": self.sampling.get_state(),
+            "augmentation": self.augmentation.get_state(),
+            "sums": self._sums,
+            "history": [dict(row) for row in self.history],
+            "selected_model": self.selected_model,
+        }
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Return to a checkpoint; what follows is what would have followed then.
+
+        Raises:
+            RunFolderError: if something is missing in the checkpoint, or does not fit the network.
+        """
+        try:
+            self.model.load_state_dict(checkpoint["model"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.sampling.set_state(checkpoint["sampling"])
+            self.augmentation.set_state(checkpoint["augmentation"])
+            self.step = int(checkpoint["step"])
+            self.history = [dict(row) for row in checkpoint["history"]]
+            self.selected_model = dict(checkpoint["selected_model"])
+            self._sums = list(checkpoint["sums"])
+        except KeyError as error:
+            raise RunFolderError(f"The checkpoint is incomplete: it has no {error}.") from error
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            # torch lists every weight that does not fit, a line each; the first says enough.
+            reason = str(error).splitlines()[0].rstrip(".:")
+            raise RunFolderError(
+                f"The checkpoint does not fit its configuration: {reason}."
+            ) from error

@@ -1,0 +1,264 @@
+"""Tests of dmlfast.cli."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dmlfast._library import info_text
+from dmlfast.cli import main
+from dmlfast.training import Progress
+
+pytest.importorskip("click")
+pytest.importorskip("faiss")
+pytest.importorskip("matplotlib")
+pytest.importorskip("rich")
+pytest.importorskip("sklearn")
+
+# Three steps, evaluated after two and three.
+SMALL = [
+    *("train", "--steps", "3", "--evaluate-every", "2", "--batch-size", "32"),
+    *("--samples-per-class", "16", "--dimensions", "4"),
+]
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 1) -> str:
+    """What the command says on stderr when it fails: one line without a traceback."""
+    assert main(arguments) == code
+    error = capsys.readouterr().err
+    assert error.startswith("Error: ")
+    assert error.count("\n") == 1
+    assert error.rstrip().endswith(".")
+    return error
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run; tests only read it."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert main([*SMALL, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _quick_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the drawing, most of the time of a tiny run, to the fixture `finished`."""
+    import dmlfast.plots
+
+    for name, position in (("plot_curves", 1), ("plot_embedding", 2)):
+        monkeypatch.setattr(
+            dmlfast.plots,
+            name,
+            lambda *arguments, position=position, **_: arguments[position].write_bytes(b"png"),
+        )
+
+
+@pytest.fixture
+def interrupt_after_first_step(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    from dmlfast.cli.report import TrainingReport
+
+    def update(self: TrainingReport, progress: Progress) -> None:
+        if progress.step == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(TrainingReport, "update", update)
+    return monkeypatch
+
+
+def test_info_prints_the_build(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    assert capsys.readouterr().out.strip() == info_text().strip()
+
+
+@pytest.mark.parametrize("missing", ["click", "rich"])
+def test_info_works_without_the_extra(
+    missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert main(["info"]) == 0
+    assert capsys.readouterr().out.strip() == info_text().strip()
+
+
+def test_train_without_the_extra_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "click", None)
+    assert main(["train"]) == 1
+    error = capsys.readouterr().err
+    assert "pip install 'dmlfast[train]'" in error
+    assert error.count("\n") == 1
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "dmlfast", "info"]
+    assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == (
+        info_text().strip()
+    )
+
+
+def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert "info" in out
+    assert "train" in out
+
+
+def test_train_prints_the_metrics_and_the_run_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert main([*SMALL, "--out", str(folder)]) == 0
+    out = capsys.readouterr().out
+    metrics = json.loads((folder / "metrics.json").read_text())
+    line = next(line for line in out.splitlines() if "map@r" in line)
+    assert line.split()[1:] == [
+        f"{group[labels]['map@r']:.4f}"
+        for group in (metrics, metrics["best_test"])
+        for labels in ("class", "subclass")
+    ]
+    assert out.splitlines()[-1] == f"Run folder: {folder}"
+
+
+def test_train_writes_no_control_codes_where_there_is_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*SMALL, "--out", str(tmp_path / "run")]) == 0
+    captured = capsys.readouterr()
+    assert "\x1b" not in captured.out
+    assert "\r" not in captured.out
+    assert captured.err == ""
+
+
+def test_options_reach_the_configuration(tmp_path: Path) -> None:
+    given = {
+        "data": "digits-unseen",
+        "positives": "farthest",
+        "negatives": "hardest",
+        "margin": 0.3,
+        "dimensions": 3,
+        "steps": 1,
+        "batch_size": 8,
+        "samples_per_class": 4,
+        "learning_rate": 0.01,
+        "evaluate_every": 5,
+        "seed": 9,
+        "device": "cpu",
+        "backend": "reference",
+    }
+    options = [
+        text
+        for name, value in given.items()
+        for text in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    assert main(["train", *options, "--out", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "config.json").read_text()) == given
+
+
+def test_the_default_folder_is_the_first_free_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert main([*SMALL, "--steps", "1", "--seed", "4"]) == 0
+    names = sorted(folder.name for folder in (tmp_path / "runs").iterdir())
+    assert names == ["digits-nearest-4", "digits-nearest-4-2"]
+
+
+def test_an_interrupted_run_is_saved_and_resumes_to_the_same_numbers(
+    finished: Path,
+    tmp_path: Path,
+    interrupt_after_first_step: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = str(tmp_path / "run")
+    assert main([*SMALL, "--out", folder]) == 130
+    assert f"dmlfast train --resume --out {folder}" in capsys.readouterr().err
+    interrupt_after_first_step.undo()
+    assert main(["train", "--resume", "--out", folder]) == 0
+    for name in ("metrics.json", "history.csv"):
+        assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_resume_accepts_an_option_that_agrees(finished: Path) -> None:
+    assert main(["train", "--resume", "--out", str(finished), "--steps", "3"]) == 0
+
+
+def test_resume_refuses_an_option_that_differs(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = error_of(capsys, "train", "--resume", "--out", str(finished), "--margin", "0.3")
+    assert "has margin 0.2, so it cannot be resumed with --margin 0.3" in error
+
+
+def test_resume_refuses_a_folder_without_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = error_of(capsys, "train", "--resume", "--out", str(tmp_path))
+    assert "holds no run to resume" in error
+
+
+def test_resume_refuses_an_unreadable_checkpoint(
+    tmp_path: Path,
+    interrupt_after_first_step: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([*SMALL, "--out", str(tmp_path)]) == 130
+    capsys.readouterr()
+    (tmp_path / "checkpoint.pt").write_bytes(b"garbage")
+    error = error_of(capsys, "train", "--resume", "--out", str(tmp_path))
+    assert "checkpoint.pt is damaged" in error
+
+
+def test_train_refuses_a_folder_that_holds_a_run(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "already holds a run" in error_of(capsys, *SMALL, "--out", str(finished))
+
+
+def test_overwrite_replaces_a_run(tmp_path: Path) -> None:
+    for seed in ("1", "2"):
+        assert main([*SMALL, "--seed", seed, "--out", str(tmp_path), "--overwrite"]) == 0
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 2
+
+
+def test_train_refuses_a_folder_that_cannot_be_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    error = error_of(capsys, *SMALL, "--out", str(tmp_path / "file" / "run"))
+    assert "cannot be used: Not a directory" in error
+
+
+def test_train_refuses_an_unknown_data_set(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "got 'letters'" in error_of(capsys, "train", "--data", "letters")
+
+
+def test_train_refuses_a_setting_outside_its_limits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "steps must be at least 1, got 0" in error_of(capsys, "train", "--steps", "0")
+
+
+def test_train_refuses_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "cuda:99 is not available" in error_of(capsys, *SMALL, "--device", "cuda:99")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--resume"],
+        ["train", "--resume", "--overwrite", "--out", "run"],
+        ["train", "--positives", "near"],
+        ["train", "--steps", "many"],
+        ["train", "--momentum", "1"],
+        ["test"],
+    ],
+)
+def test_wrong_use_has_exit_code_two(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert "Error: " in capsys.readouterr().err
