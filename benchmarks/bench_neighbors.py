@@ -22,7 +22,7 @@ from dmlfast.functional import triplet_margin_loss
 MARGIN = 0.2
 
 
-def product(x: torch.Tensor, labels: torch.Tensor) -> Callable[[], object]:
+def product(x: torch.Tensor, _: torch.Tensor) -> Callable[[], object]:
     warm = torch.zeros(x.shape[0], x.shape[0])
     return lambda: torch.mm(x, x.T, out=warm)
 

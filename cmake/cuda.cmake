@@ -42,5 +42,7 @@ endif()
 target_link_libraries(_C_cuda PRIVATE common)
 target_compile_definitions(_C_cuda PRIVATE USE_CUDA)
 # Device arithmetic keeps its roundings too: no contraction to fused multiply-add.
-string(REPLACE ";" "," host_flags "-Wall;${prefix_maps}")
+set(host_flags -Wall ${prefix_maps})
+list(FILTER host_flags EXCLUDE REGEX "[ ,]")  # nvcc cannot hand these on
+list(JOIN host_flags "," host_flags)
 target_compile_options(_C_cuda PRIVATE -fmad=false -Xcompiler=${host_flags})

@@ -79,7 +79,8 @@ def uses_kernel(family: str, device: torch.device) -> bool:
     exists = device.type in _KERNELS[family]
     if exists and (device.type != "cuda" or _library.cuda_status.loaded):
         return True
-    if (family, device.type) not in _warned:
+    # A compiled function warns nobody: the warning would break its graph.
+    if (family, device.type) not in _warned and not torch.compiler.is_compiling():
         _warned.add((family, device.type))
         reason = _library.cuda_status.reason if exists else "it has no kernels there"
         warnings.warn(

@@ -27,7 +27,7 @@ def output(*command):
 def code_of_levels():
     """Disassembly by instruction set level: the functions of its namespace."""
     text = output("objdump", "-d", "--no-show-raw-insn", _library.module.__file__)
-    code = {level: "" for level in _library.module.built_cpu_isas()}
+    code = dict.fromkeys(_library.module.built_cpu_isas(), "")
     for function in text.split("\n\n"):
         for level in code:
             if re.match(rf"[0-9a-f]+ <_ZN\w*7dmlfast3cpu{len(level)}{level}", function):

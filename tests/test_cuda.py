@@ -1,0 +1,103 @@
+"""The CUDA kernels on a GPU: `pytest -m cuda`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracle import DATA, METRICS, make
+
+import dmlfast.functional as F
+from dmlfast import _library
+from dmlfast.losses import TripletMarginLoss
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(
+        not (torch.cuda.is_available() and _library.cuda_status.loaded),
+        reason="needs a CUDA device and the CUDA library",
+    ),
+]
+
+SELECTIONS = ("nearest_positive", "farthest_positive", "hardest_negative", "semihard_negative")
+# Gradients add the same float64 terms; the square roots and norms differ in the last bits.
+TOLERANCE = {
+    torch.float32: 1e-6,
+    torch.float64: 1e-13,
+    torch.float16: 2e-3,
+    torch.bfloat16: 2e-2,
+}
+
+
+def select(selection, x, labels, metric):
+    """Distance, index and the gradient of the sum of the distances that were found."""
+    leaf = x.clone().requires_grad_()
+    extra = {}
+    if selection == "semihard_negative":
+        extra["beyond"] = F.nearest_positive(x, labels, metric=metric).distance
+    found = getattr(F, selection)(leaf, labels, metric=metric, **extra)
+    torch.where(found.index >= 0, found.distance, 0).sum().backward()
+    return found.distance.detach().cpu(), found.index.cpu(), leaf.grad.cpu()
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", DATA)
+def test_selections_are_those_of_the_cpu(selection, metric, kind):
+    x, labels = make(kind, 301, 17, 9)
+    expected = select(selection, x, labels, metric)
+    found = select(selection, x.cuda(), labels.cuda(), metric)
+    assert torch.equal(found[1], expected[1])
+    assert torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[2], expected[2], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_dtype_gives_the_cpu_s_result(dtype, metric):
+    x, labels = make("random", 130, 33, 5, dtype=dtype)
+    expected = select("semihard_negative", x, labels, metric)
+    found = select("semihard_negative", x.cuda(), labels.cuda(), metric)
+    assert torch.equal(found[1], expected[1])
+    assert torch.equal(found[0], expected[0])
+    error = (found[2].double() - expected[2].double()).norm() / expected[2].double().norm()
+    assert error <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2])
+def test_tiny_batches_are_defined(rows):
+    found = F.hardest_negative(torch.ones(rows, 3, device="cuda"), torch.arange(rows).cuda())
+    assert found.index.shape == (rows,)
+
+
+def test_a_step_of_the_eps_loss_has_the_same_bits_a_hundred_times():
+    x, labels = make("clustered", 500, 32, 20)
+    loss_of = TripletMarginLoss(margin=0.2, positives="nearest", negatives="semihard")
+
+    def step():
+        leaf = x.cuda().requires_grad_()
+        loss = loss_of(leaf, labels.cuda())
+        loss.backward()
+        return torch.cat([loss.detach().flatten(), leaf.grad.flatten()])
+
+    first = step()
+    assert all(torch.equal(step(), first) for _ in range(100))
+
+
+def test_kernels_run_on_the_current_stream():
+    x, labels = make("random", 2000, 64, 40)
+    expected = F.hardest_negative(x, labels).index
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        moved = torch.empty_like(x, device="cuda")
+        torch.cuda._sleep(10_000_000)
+        moved.copy_(x)
+        found = F.hardest_negative(moved, labels.cuda()).index
+    stream.synchronize()
+    assert torch.equal(found.cpu(), expected)
+
+
+def test_a_compiled_loss_is_the_eager_one():
+    x, labels = make("random", 200, 16, 10)
+    loss_of = TripletMarginLoss(margin=0.2, positives="nearest", negatives="semihard")
+    compiled = torch.compile(loss_of, fullgraph=True)
+    torch.testing.assert_close(compiled(x.cuda(), labels.cuda()), loss_of(x.cuda(), labels.cuda()))
