@@ -23,12 +23,17 @@ def cmake_arguments(version: str) -> list[str]:
         from torch.utils import cpp_extension
     except ImportError as error:
         raise SystemExit(
-            f"dmlfast's build needs {error.name}: run `pip install 'torch>=2.10' pybind11 cmake "
-            "ninja` first, or install without --no-build-isolation."
+            f"dmlfast's build cannot import what it needs ({error}): run `pip install "
+            "'torch>=2.10' pybind11 cmake ninja` first, or install without --no-build-isolation."
         ) from error
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 10):
+        raise SystemExit(
+            f"dmlfast's build needs torch 2.10 or newer, found {torch.__version__}: run `pip "
+            "install 'torch>=2.10'` first, or install without --no-build-isolation."
+        )
     return [
         f"-DDMLFAST_VERSION={version}",
-        f"-DDMLFAST_CUDA={os.environ.get('DMLFAST_CUDA', 'AUTO')}",
+        f"-DDMLFAST_CUDA={os.environ.get('DMLFAST_CUDA') or 'AUTO'}",
         f"-DDMLFAST_CUDA_ARCH_LIST={os.environ.get('TORCH_CUDA_ARCH_LIST', '')}",
         f"-DDMLFAST_TORCH_INCLUDE={';'.join(cpp_extension.include_paths())}",
         f"-DDMLFAST_TORCH_LIBRARIES={';'.join(cpp_extension.library_paths())}",
@@ -48,13 +53,14 @@ class CMakeBuild(build_ext):
         else:
             package = Path(self.build_lib).resolve() / "dmlfast"
         package.mkdir(parents=True, exist_ok=True)
-        for stale in package.glob("_C*.so"):
-            stale.unlink()
         build = ROOT / "build" / "cmake"
         arguments = cmake_arguments(self.distribution.get_version())
         self.forget_other_environment(build, arguments)
         self.step("configure", ["-S", str(ROOT), "-B", str(build), "-G", "Ninja", *arguments])
         self.step("compile", ["--build", str(build)])
+        # Not before: a build that fails leaves the library that works.
+        for stale in package.glob("_C*.so"):
+            stale.unlink()
         self.step("install", ["--install", str(build), "--prefix", str(package)])
 
     def forget_other_environment(self, build: Path, arguments: list[str]) -> None:

@@ -25,7 +25,6 @@ PYBIND11_MODULE(_C, m) {
   m.attr("version") = DMLFAST_VERSION;
   m.attr("compiler") = DMLFAST_COMPILER;
   m.attr("torch_version") = DMLFAST_TORCH_VERSION;
-  m.attr("cuda_architectures") = DMLFAST_CUDA_ARCHITECTURES;
   m.attr("cuda_status") = DMLFAST_CUDA_STATUS;
   m.def("built_cpu_isas", [] { return names(dmlfast::cpu::built_isas(), false); });
   m.def("usable_cpu_isas", [] { return names(dmlfast::cpu::built_isas(), true); });

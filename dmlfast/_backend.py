@@ -25,9 +25,16 @@ class _State(threading.local):
 
     def __init__(self) -> None:
         self.name = _check(os.environ.get("DMLFAST_BACKEND") or "kernel", "DMLFAST_BACKEND")
+        # Here, not in use_backend: one decorator serves the calls of many threads.
+        self.previous: list[str] = []
 
 
 _state = _State()
+
+
+def backend_name() -> str:
+    """The backend of this thread."""
+    return _state.name
 
 
 class use_backend(ContextDecorator):
@@ -43,15 +50,14 @@ class use_backend(ContextDecorator):
 
     def __init__(self, name: str) -> None:
         self.name = _check(name, "use_backend")
-        self._previous: list[str] = []
 
     def __enter__(self) -> use_backend:
-        self._previous.append(_state.name)
+        _state.previous.append(_state.name)
         _state.name = self.name
         return self
 
     def __exit__(self, *_: object) -> None:
-        _state.name = self._previous.pop()
+        _state.name = _state.previous.pop()
 
 
 # Devices on which a family has kernels. Fakes stand for them on "meta".

@@ -23,7 +23,7 @@ class LibraryStatus:
 
 
 def version() -> str:
-    """Version of the installed package, or of the source folder when it is not installed."""
+    """Version of the installed package; "not installed" for a source folder."""
     try:
         return metadata.version("dmlfast")
     except metadata.PackageNotFoundError:
@@ -66,7 +66,7 @@ def _load_cuda(module: ModuleType | None) -> LibraryStatus:
     if not path.is_file():
         return LibraryStatus(
             False,
-            f"not built: {module.cuda_status}; with a CUDA build of torch and nvcc on PATH, "
+            f"CUDA build: {module.cuda_status}; with a CUDA build of torch and nvcc on PATH, "
             "reinstall dmlfast with DMLFAST_CUDA=1",
         )
     try:
@@ -105,7 +105,7 @@ def build_information() -> dict[str, str]:
         "loaded" if cuda_status.loaded else f"not loaded: {cuda_status.reason}"
     )
     if module is not None:
-        information["CUDA architectures built"] = module.cuda_architectures or "none"
+        information["CUDA build"] = module.cuda_status
     information["CUDA device"] = (
         torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     )

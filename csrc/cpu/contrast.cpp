@@ -12,11 +12,12 @@
 #include <vector>
 
 #include "contrast_isa.h"
+#include "contrast_triplet.h"
 #include "engine/isa.h"
 #include "engine/matrix.h"
 #include "engine/pack.h"
 #include "engine/pair_gradient.h"
-#include "triplet_row.h"
+#include "operator_checks.h"
 
 namespace dmlfast::cpu {
 
@@ -112,6 +113,7 @@ std::tuple<Tensor, Tensor> contrast_triplet(Tensor x, Tensor labels, Tensor orde
                                             std::optional<Tensor> self_index, std::string metric,
                                             std::string positives, std::string negatives,
                                             double margin) {
+  check_labelled(x, labels, order, references, reference_labels, reference_order, self_index);
   const ScalarType dtype = distance_dtype(x.scalar_type());
   const bool returns_double = dtype == ScalarType::Double;
   Tensor loss = torch::stable::new_empty(x, {x.size(0)}, dtype);
@@ -131,6 +133,8 @@ std::tuple<Tensor, Tensor> contrast_triplet_backward(
     Tensor grad, Tensor x, Tensor labels, Tensor order, Tensor references, Tensor reference_labels,
     Tensor reference_order, std::optional<Tensor> self_index, std::string metric,
     std::string positives, std::string negatives, double margin) {
+  check_labelled(x, labels, order, references, reference_labels, reference_order, self_index);
+  STD_TORCH_CHECK(grad.dim() == 1 && grad.size(0) == x.size(0), "grad: expected a value per anchor");
   Tensor grad_x = torch::stable::new_empty(x, {x.size(0), x.size(1)});
   Tensor grad_references =
       torch::stable::new_empty(references, {references.size(0), references.size(1)});

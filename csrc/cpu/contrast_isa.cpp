@@ -11,6 +11,8 @@ class StorePolicy {
  public:
   explicit StorePolicy(const ValueRowsTask& task) : task_(task) {}
 
+  bool is_class_bound() const { return false; }
+
   PanelRange panels(int64_t, int64_t) const { return {0, task_.references.panel_count}; }
 
   bool skips(int64_t, int64_t, int64_t) const { return false; }

@@ -16,6 +16,7 @@
 #include "engine/pack.h"
 #include "metric_name.h"
 #include "neighbors_isa.h"
+#include "operator_checks.h"
 #include "threshold.h"
 
 namespace dmlfast::cpu {
@@ -93,6 +94,11 @@ std::tuple<Tensor, Tensor> neighbors_select(Tensor x, Tensor labels, Tensor orde
                                             std::optional<Tensor> self_index,
                                             std::optional<Tensor> beyond, std::string metric_name,
                                             bool same_class, bool farthest) {
+  check_labelled(x, labels, order, references, reference_labels, reference_order, self_index);
+  if (beyond) {
+    STD_TORCH_CHECK(beyond->dim() == 2, "beyond: expected a 2-D tensor");
+    check_array("beyond", *beyond, x.size(0) * beyond->size(1), ScalarType::Double, x);
+  }
   const Metric metric = metric_of(metric_name);
   const int64_t thresholds = beyond ? beyond->size(1) : 1;
   const ScalarType dtype = distance_dtype(x.scalar_type());
@@ -139,6 +145,7 @@ std::tuple<Tensor, Tensor> neighbors_select(Tensor x, Tensor labels, Tensor orde
 std::tuple<Tensor, Tensor> neighbors_select_backward(Tensor grad, Tensor x, Tensor references,
                                                      Tensor index, Tensor slot_order,
                                                      std::string metric_name) {
+  check_selected(grad, x, references, index, slot_order);
   const Metric metric = metric_of(metric_name);
   Tensor grad_x = torch::stable::new_empty(x, {x.size(0), x.size(1)});
   Tensor grad_references =

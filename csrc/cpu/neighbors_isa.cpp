@@ -12,6 +12,8 @@ class SelectPolicy {
  public:
   explicit SelectPolicy(const SelectTask& task) : task_(task) {}
 
+  bool is_class_bound() const { return task_.same_class; }
+
   PanelRange panels(int64_t first, int64_t last) const {
     const PackedRows& references = task_.references;
     if (!task_.same_class) {

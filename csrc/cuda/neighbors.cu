@@ -13,6 +13,7 @@
 #include <type_traits>
 
 #include "metric_name.h"
+#include "operator_checks.h"
 #include "neighbors_kernels.cuh"
 
 namespace dmlfast::cuda {
@@ -59,11 +60,16 @@ void select(SelectArguments<T> arguments, const Tensor& x, const Tensor& referen
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-std::tuple<Tensor, Tensor> neighbors_select(Tensor x, Tensor labels, Tensor, Tensor references,
+std::tuple<Tensor, Tensor> neighbors_select(Tensor x, Tensor labels, Tensor order, Tensor references,
                                             Tensor reference_labels, Tensor reference_order,
                                             std::optional<Tensor> self_index,
                                             std::optional<Tensor> beyond, std::string metric,
                                             bool same_class, bool farthest) {
+  check_labelled(x, labels, order, references, reference_labels, reference_order, self_index);
+  if (beyond) {
+    STD_TORCH_CHECK(beyond->dim() == 2, "beyond: expected a 2-D tensor");
+    check_array("beyond", *beyond, x.size(0) * beyond->size(1), ScalarType::Double, x);
+  }
   const torch::stable::accelerator::DeviceGuard guard(x.get_device());
   const int64_t thresholds = beyond ? beyond->size(1) : 1;
   const ScalarType dtype =
@@ -100,6 +106,7 @@ std::tuple<Tensor, Tensor> neighbors_select(Tensor x, Tensor labels, Tensor, Ten
 std::tuple<Tensor, Tensor> neighbors_select_backward(Tensor grad, Tensor x, Tensor references,
                                                      Tensor index, Tensor slot_order,
                                                      std::string metric) {
+  check_selected(grad, x, references, index, slot_order);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device());
   Tensor grad_x = torch::stable::new_empty(x, {x.size(0), x.size(1)});
   Tensor grad_references =

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dmlfast.losses._normalize import unit_rows
 from dmlfast.ops._arguments import INTEGER_DTYPES, describe
 
 
@@ -18,14 +19,15 @@ class Triplets(NamedTuple):
     negative: Tensor
 
 
-def triplets_of(indices_tuple: object) -> Triplets:
+def triplets_of(indices_tuple: object, device: torch.device) -> Triplets:
     """Triplets of an (a, p, n) or (a1, p, a2, n) tuple; pairs of one anchor are all combined.
 
     The combination sorts the negative pairs by anchor, so that memory is O(pairs + triplets).
 
     Raises:
         TypeError: not a tuple of 3 or 4 integer tensors.
-        ValueError: tensors that are not 1-D or whose lengths do not match.
+        ValueError: tensors that are not 1-D, not on the device of the embeddings, or whose
+            lengths do not match. An index out of range is torch's own IndexError.
     """
     if not isinstance(indices_tuple, (tuple, list)) or len(indices_tuple) not in (3, 4):
         raise TypeError(
@@ -40,6 +42,11 @@ def triplets_of(indices_tuple: object) -> Triplets:
             )
         if index.dim() != 1:
             raise ValueError(f"indices_tuple[{place}]: expected 1-D, got {describe(index)}")
+        if index.device != device:
+            raise ValueError(
+                f"indices_tuple[{place}]: expected the device of the embeddings, {device}, got "
+                f"{describe(index)}"
+            )
     lists = [index.to(torch.int64) for index in indices_tuple]
     if len(lists) == 3:
         _check_lengths(lists, (0, 1, 2))
@@ -82,9 +89,7 @@ def _row_distance(x: Tensor, y: Tensor, metric: str) -> Tensor:
     if metric == "dot":
         return -(x * y).sum(1)
     if metric == "cosine":
-        # The default epsilon would make short vectors less similar than they are.
-        tiny = torch.finfo(x.dtype).tiny
-        return 1 - torch.nn.functional.cosine_similarity(x, y, dim=1, eps=tiny)
+        return 1 - (unit_rows(x) * unit_rows(y)).sum(1)
     squares = (x - y).square().sum(1)
     if metric == "sqeuclidean":
         return squares

@@ -6,13 +6,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as nn_functional
 
 from dmlfast import functional
 from dmlfast.losses._keywords import refuse_keywords
+from dmlfast.losses._normalize import unit_rows
 from dmlfast.losses._pair_lists import triplet_distances, triplets_of
-from dmlfast.ops._arguments import METRICS, check_number, check_option, check_pairs
-from dmlfast.ops.contrast import NEGATIVES, POSITIVES, REDUCTIONS, AnchorSums, is_active
+from dmlfast.ops._arguments import (
+    METRICS,
+    check_embeddings,
+    check_flag,
+    check_number,
+    check_option,
+    check_pairs,
+    check_references,
+)
+from dmlfast.ops._reduction import REDUCTIONS, is_active, reduce
+from dmlfast.ops.contrast import NEGATIVES, POSITIVES, AnchorSums
+
+# What the arguments of `check_pairs` are called here.
+_NAMES = ("embeddings", "labels", "ref_emb", "ref_labels", "self_index")
 
 
 class TripletMarginLoss(nn.Module):
@@ -26,7 +38,8 @@ class TripletMarginLoss(nn.Module):
             `dmlfast.functional.triplet_margin_loss`.
         negatives: "all" (default), "hardest" or "semihard".
         metric: "euclidean" (default), "sqeuclidean", "cosine" or "dot".
-        normalize: scale the embeddings to unit L2 norm first (default).
+        normalize: scale the embeddings to unit L2 norm first (default), in float32 for 16-bit
+            embeddings; a zero vector stays zero.
         reduction: "mean" over the active triplets, those with a loss greater than 0 (default;
             0 when none is active), "sum", or "none".
 
@@ -52,13 +65,13 @@ class TripletMarginLoss(nn.Module):
         self.positives = check_option("positives", positives, POSITIVES)
         self.negatives = check_option("negatives", negatives, NEGATIVES)
         self.metric = check_option("metric", metric, METRICS)
-        self.normalize = normalize
+        self.normalize = check_flag("normalize", normalize)
         self.reduction = check_option("reduction", reduction, REDUCTIONS)
 
     def forward(
         self,
         embeddings: Tensor,
-        labels: Tensor,
+        labels: Tensor | None = None,
         indices_tuple: tuple[Tensor, ...] | None = None,
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
@@ -67,28 +80,27 @@ class TripletMarginLoss(nn.Module):
 
         Args:
             embeddings: (N, d) floating.
-            labels: (N,) integers.
+            labels: (N,) integers; not needed with `indices_tuple`.
             indices_tuple: (anchor, positive, negative) or (anchor, positive, anchor, negative)
                 index tensors, as miners return; then exactly these triplets count and
                 `positives` and `negatives` are not looked at. Costs O(triplets·d) memory and
                 plain torch arithmetic. Anchors are rows of `embeddings`, the others of `ref_emb`.
-            ref_emb: (M, d) references, the batch itself by default.
+            ref_emb: (M, d) references, the batch itself by default. Every one of them is compared
+                with every anchor, also where it is the anchor's own copy.
             ref_labels: (M,) their labels.
 
         Returns:
             A scalar; with reduction "none" as in `dmlfast.functional.triplet_margin_loss`, or
             (triplets,) losses when `indices_tuple` is given.
         """
-        # Checks come first: normalising would hide what was handed in.
-        pairs = check_pairs(embeddings, labels, ref_emb, ref_labels)
-        x = self._unit(pairs.x)
-        references = None if ref_emb is None else self._unit(pairs.references)
         if indices_tuple is not None:
-            return self._given_triplets(x, x if references is None else references, indices_tuple)
+            return self._given_triplets(embeddings, ref_emb, indices_tuple)
+        # Checks come first: normalising would hide what was handed in.
+        pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, names=_NAMES)
         return functional.triplet_margin_loss(
-            x,
-            labels,
-            references,
+            self._unit(pairs.x),
+            pairs.labels,
+            None if ref_emb is None else self._unit(pairs.references),
             ref_labels,
             margin=self.margin,
             metric=self.metric,
@@ -98,20 +110,19 @@ class TripletMarginLoss(nn.Module):
         )
 
     def _unit(self, x: Tensor) -> Tensor:
-        return nn_functional.normalize(x, dim=1) if self.normalize else x
+        return unit_rows(x) if self.normalize else x
 
     def _given_triplets(
-        self, x: Tensor, references: Tensor, indices_tuple: tuple[Tensor, ...]
+        self, embeddings: Tensor, ref_emb: Tensor | None, indices_tuple: tuple[Tensor, ...]
     ) -> Tensor:
-        triplets = triplets_of(indices_tuple)
+        x = self._unit(check_embeddings("embeddings", embeddings))
+        references = x
+        if ref_emb is not None:
+            references = self._unit(check_references("ref_emb", ref_emb, "embeddings", embeddings))
+        triplets = triplets_of(indices_tuple, x.device)
         to_positive, to_negative = triplet_distances(x, references, triplets, self.metric)
         loss = torch.relu(to_positive - to_negative + self.margin)
-        if self.reduction == "none":
-            return loss
-        total = loss.sum()
-        if self.reduction == "sum":
-            return total
-        return total / is_active(loss).sum().clamp(min=1)
+        return loss if self.reduction == "none" else reduce(loss, is_active(loss), self.reduction)
 
     def extra_repr(self) -> str:
         """The parameters, for printing."""

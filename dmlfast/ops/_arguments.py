@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+NAMES = ("x", "labels", "references", "reference_labels", "self_index")
 METRICS = ("euclidean", "sqeuclidean", "cosine", "dot")
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER_DTYPES = (
@@ -68,6 +71,13 @@ def check_tensor(name: str, value: object) -> Tensor:
 def check_embeddings(name: str, value: object) -> Tensor:
     """Raises unless `value` is a matrix of a supported floating dtype."""
     x = check_tensor(name, value)
+    if x.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {x.layout}")
+    if not torch.compiler.is_compiling() and forward_ad.unpack_dual(x).tangent is not None:
+        raise TypeError(
+            f"{name}: expected a tensor without a forward-mode tangent: dmlfast's operators have "
+            "derivatives in reverse mode alone"
+        )
     if x.dim() != 2:
         raise ValueError(f"{name}: expected a 2-D tensor (rows, dimensions), got {describe(x)}")
     if x.dtype not in FLOAT_DTYPES:
@@ -92,10 +102,19 @@ def check_integers(name: str, value: object, rows: int, device: torch.device) ->
 
 
 def check_number(name: str, value: object) -> float:
-    """Raises TypeError unless `value` is a number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    """Raises TypeError unless `value` is a number, ValueError if it is NaN."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a number, got {value!r}")
+    if value != value:
+        raise ValueError(f"{name}: expected a number, got {value!r}")
     return float(value)
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Raises TypeError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return value
 
 
 def check_option(name: str, value: object, options: tuple[str, ...]) -> str:
@@ -111,40 +130,58 @@ def check_pairs(
     references: object = None,
     reference_labels: object = None,
     self_index: object = None,
+    *,
+    names: tuple[str, str, str, str, str] = NAMES,
 ) -> Pairs:
     """Checks the arguments that every selection and pair loss takes.
 
     Without `references` the batch is its own reference set, and each anchor's self is its row.
+    `names` are those of the five arguments in messages.
 
     Raises:
         TypeError: something is not a tensor, or has a wrong dtype.
         ValueError: a wrong shape or device, or references without labels.
     """
-    anchors = check_embeddings("x", x)
+    x_name, labels_name, references_name, reference_labels_name, self_name = names
+    anchors = check_embeddings(x_name, x)
     device = anchors.device
-    anchor_labels = check_integers("labels", labels, anchors.shape[0], device)
+    anchor_labels = check_integers(labels_name, labels, anchors.shape[0], device)
     if references is None:
         if reference_labels is not None:
-            raise ValueError("reference_labels: given without references")
+            raise ValueError(
+                f"{reference_labels_name}: expected None without {references_name}, "
+                f"got {describe(reference_labels)}"
+            )
         if self_index is not None:
-            raise ValueError("self_index: given without references; within a batch self is known")
+            raise ValueError(
+                f"{self_name}: expected None without {references_name}, as self is "
+                f"known within a batch, got {describe(self_index)}"
+            )
         own = torch.arange(anchors.shape[0], device=device)
         return Pairs(anchors, anchor_labels, anchors, anchor_labels, own)
+    others = check_references(references_name, references, x_name, anchors)
     if reference_labels is None:
-        raise ValueError("reference_labels: expected labels of the references, got None")
-    others = check_embeddings("references", references)
-    if others.shape[1] != anchors.shape[1]:
-        raise ValueError(
-            f"references: expected {anchors.shape[1]} dimensions as in x, got {describe(others)}"
-        )
-    if others.dtype != anchors.dtype:
-        raise TypeError(f"references: expected {anchors.dtype} as x, got {describe(others)}")
-    if others.device != device:
-        raise ValueError(f"references: expected the device of x, {device}, got {describe(others)}")
-    other_labels = check_integers("reference_labels", reference_labels, others.shape[0], device)
+        raise ValueError(f"{reference_labels_name}: expected labels of {references_name}, got None")
+    other_labels = check_integers(reference_labels_name, reference_labels, others.shape[0], device)
     own_index = (
         None
         if self_index is None
-        else check_integers("self_index", self_index, anchors.shape[0], device)
+        else check_integers(self_name, self_index, anchors.shape[0], device)
     )
     return Pairs(anchors, anchor_labels, others, other_labels, own_index)
+
+
+def check_references(name: str, value: object, x_name: str, x: Tensor) -> Tensor:
+    """Raises unless `value` is a matrix with the dimensions, dtype and device of `x`."""
+    references = check_embeddings(name, value)
+    if references.shape[1] != x.shape[1]:
+        raise ValueError(
+            f"{name}: expected {x.shape[1]} dimensions as in {x_name}, got {describe(references)}"
+        )
+    if references.dtype != x.dtype:
+        raise TypeError(f"{name}: expected {x.dtype} as {x_name}, got {describe(references)}")
+    if references.device != x.device:
+        raise ValueError(
+            f"{name}: expected the device of {x_name}, {x.device}, got {describe(references)}"
+        )
+    return references

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dmlfast import _library
-from dmlfast._backend import uses_kernel
 from dmlfast.ops._arguments import (
     METRICS,
     Pairs,
@@ -17,7 +16,8 @@ from dmlfast.ops._arguments import (
     check_pairs,
     distance_dtype,
 )
-from dmlfast.ops._autograd import refuse_second_backward
+from dmlfast.ops._operators import operators, register
+from dmlfast.ops._reduction import REDUCTIONS, is_active, reduce
 from dmlfast.ops.neighbors import (
     Selection,
     farthest_positive,
@@ -29,7 +29,6 @@ from dmlfast.reference import contrast as reference
 
 POSITIVES = ("all", "nearest", "farthest")
 NEGATIVES = ("all", "hardest", "semihard")
-REDUCTIONS = ("mean", "sum", "none")
 
 
 class AnchorSums(NamedTuple):
@@ -98,7 +97,7 @@ def triplet_margin_loss(
         check_option("metric", metric, METRICS)
         pairs = check_pairs(x, labels, references, reference_labels, self_index)
         sums = AnchorSums(*_triplet(pairs, metric, positives, negatives, margin))
-        return sums if reduction == "none" else _reduce(sums, reduction)
+        return sums if reduction == "none" else reduce(*sums, reduction)
     positive_of = nearest_positive if positives == "nearest" else farthest_positive
     positive = positive_of(
         x, labels, references, reference_labels, self_index=self_index, metric=metric
@@ -117,41 +116,26 @@ def triplet_margin_loss(
             self_index=self_index,
             metric=metric,
         )
-    loss = _one_triplet(positive, negative, margin)
-    if reduction == "none":
-        return loss
-    return _reduce(AnchorSums(loss, is_active(loss).to(torch.int64)), reduction)
+    loss = _one_triplet(x, positive, negative, margin)
+    return loss if reduction == "none" else reduce(loss, is_active(loss), reduction)
 
 
-def is_active(loss: Tensor) -> Tensor:
-    """Whether a triplet contributes; a loss of NaN does, so that it is not averaged away."""
-    return ~(loss <= 0)
-
-
-def _one_triplet(positive: Selection, negative: Selection, margin: float) -> Tensor:
+def _one_triplet(x: Tensor, positive: Selection, negative: Selection, margin: float) -> Tensor:
     """(N,) losses of anchors with one triplet each, 0 for those that lack a partner."""
     hinge = torch.relu(positive.distance - negative.distance + margin)
-    exists = (positive.index >= 0) & (negative.index >= 0)
-    not_finite = positive.distance.isnan() | negative.distance.isnan()
-    return torch.where(exists | not_finite, hinge, 0.0)
-
-
-def _reduce(sums: AnchorSums, reduction: str) -> Tensor:
-    total = sums.loss.sum()
-    return total if reduction == "sum" else total / sums.active.sum().clamp(min=1)
+    finite = x.isfinite().all(1)
+    exists = (positive.index >= 0) & (negative.index >= 0) & finite
+    # NaN for an anchor that is not finite, in its loss and in its gradient, and 0 for the others.
+    mark = torch.where(finite, 0.0, math.nan).to(x.dtype)[:, None]
+    return torch.where(exists, hinge, 0.0) + (x * mark).sum(1)
 
 
 def _triplet(
     pairs: Pairs, metric: str, positives: str, negatives: str, margin: float
 ) -> tuple[Tensor, Tensor]:
     """The operator: (N,) sums and (N,) numbers of active triplets."""
-    if not uses_kernel("contrast", pairs.x.device):
-        loss, active = _ReferenceTriplet.apply(  # type: ignore[no-untyped-call]
-            *pairs, metric, positives, negatives, margin
-        )
-        return loss, active
     order, reference_order = pairs.orders()
-    loss, active = torch.ops.dmlfast.contrast_triplet(
+    loss, active = operators("contrast", pairs.x.device).contrast_triplet(
         pairs.x,
         pairs.labels,
         order,
@@ -167,31 +151,58 @@ def _triplet(
     return loss, active
 
 
-class _ReferenceTriplet(torch.autograd.Function):
-    """The reference with the gradients of the operator; differentiable once, like it."""
+def _reference_triplet(
+    x: Tensor,
+    labels: Tensor,
+    order: Tensor,
+    references: Tensor,
+    reference_labels: Tensor,
+    reference_order: Tensor,
+    self_index: Tensor | None,
+    metric: str,
+    positives: str,
+    negatives: str,
+    margin: float,
+) -> tuple[Tensor, Tensor]:
+    return reference.triplet(
+        x,
+        labels,
+        references,
+        reference_labels,
+        self_index,
+        metric=metric,
+        positives=positives,
+        negatives=negatives,
+        margin=margin,
+    )
 
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        *tensors, metric, positives, negatives, margin = arguments
-        options = {
-            "metric": metric,
-            "positives": positives,
-            "negatives": negatives,
-            "margin": margin,
-        }
-        loss, active = reference.triplet(*tensors, **options)
-        ctx.options = options
-        ctx.save_for_backward(*tensors)
-        ctx.mark_non_differentiable(active)
-        return loss, active
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        grad_x, grad_references = reference.triplet_backward(
-            grad, *ctx.saved_tensors, **ctx.options
-        )
-        return grad_x, None, grad_references, *(None,) * 6
+def _reference_triplet_backward(
+    grad: Tensor,
+    x: Tensor,
+    labels: Tensor,
+    order: Tensor,
+    references: Tensor,
+    reference_labels: Tensor,
+    reference_order: Tensor,
+    self_index: Tensor | None,
+    metric: str,
+    positives: str,
+    negatives: str,
+    margin: float,
+) -> tuple[Tensor, Tensor]:
+    return reference.triplet_backward(
+        grad,
+        x,
+        labels,
+        references,
+        reference_labels,
+        self_index,
+        metric=metric,
+        positives=positives,
+        negatives=negatives,
+        margin=margin,
+    )
 
 
 def _fake_triplet(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -211,17 +222,19 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     ctx.mark_non_differentiable(output[1])
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    grad_x, grad_references = torch.ops.dmlfast.contrast_triplet_backward(
+def _backward(operators: Any, ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    grad_x, grad_references = operators.contrast_triplet_backward(
         grad, *ctx.saved_tensors, *ctx.options
     )
     return grad_x, None, None, grad_references, *(None,) * 7
 
 
-if _library.cpu_status.loaded:
-    torch.library.register_fake("dmlfast::contrast_triplet", _fake_triplet)
-    torch.library.register_fake("dmlfast::contrast_triplet_backward", _fake_triplet_backward)
-    torch.library.register_autograd(
-        "dmlfast::contrast_triplet", _backward, setup_context=_save_for_backward
-    )
-    refuse_second_backward("dmlfast::contrast_triplet_backward")
+register(
+    "contrast_triplet",
+    reference=_reference_triplet,
+    reference_backward=_reference_triplet_backward,
+    fake=_fake_triplet,
+    fake_backward=_fake_triplet_backward,
+    save_for_backward=_save_for_backward,
+    backward=_backward,
+)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dmlfast import _library
-from dmlfast._backend import uses_kernel
 from dmlfast.ops._arguments import (
     METRICS,
     Pairs,
@@ -20,7 +17,7 @@ from dmlfast.ops._arguments import (
     describe,
     distance_dtype,
 )
-from dmlfast.ops._autograd import refuse_second_backward
+from dmlfast.ops._operators import operators, register
 from dmlfast.reference import neighbors as reference
 
 MISSING = ("drop", "hardest")
@@ -171,16 +168,12 @@ def semihard_negative(
     pairs = check_pairs(x, labels, references, reference_labels, self_index)
     check_option("missing", missing, MISSING)
     thresholds = _check_beyond(beyond, pairs.x)
-    columns = thresholds.shape[1]
-    if missing == "hardest":
-        # One more threshold that everything is beyond: the fallback comes out of the same pass.
-        everything = thresholds.new_full((thresholds.shape[0], 1), -math.inf)
-        thresholds = torch.cat([thresholds, everything], 1)
     distance, index = _select(pairs, metric, thresholds, same_class=False, farthest=False)
     if missing == "hardest":
-        dropped = index[:, :columns] < 0
-        distance = torch.where(dropped, distance[:, columns:], distance[:, :columns])
-        index = torch.where(dropped, index[:, columns:], index[:, :columns])
+        hardest = _select(pairs, metric, None, same_class=False, farthest=False)
+        dropped = index < 0
+        distance = torch.where(dropped, hardest[0], distance)
+        index = torch.where(dropped, hardest[1], index)
     return Selection(distance.reshape(beyond.shape), index.reshape(beyond.shape))
 
 
@@ -214,21 +207,8 @@ def _select(
 ) -> tuple[Tensor, Tensor]:
     """The operator: (N, T) distances and indices, T = 1 without `beyond`."""
     check_option("metric", metric, METRICS)
-    if not uses_kernel("neighbors", pairs.x.device):
-        distance, index = _ReferenceSelect.apply(  # type: ignore[no-untyped-call]
-            pairs.x,
-            pairs.labels,
-            pairs.references,
-            pairs.reference_labels,
-            pairs.self_index,
-            beyond,
-            metric,
-            same_class,
-            farthest,
-        )
-        return distance, index
     order, reference_order = pairs.orders()
-    distance, index = torch.ops.dmlfast.neighbors_select(
+    distance, index = operators("neighbors", pairs.x.device).neighbors_select(
         pairs.x,
         pairs.labels,
         order,
@@ -244,49 +224,7 @@ def _select(
     return distance, index
 
 
-class _ReferenceSelect(torch.autograd.Function):
-    """The reference with the gradients of the operator; differentiable once, like it."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        labels: Tensor,
-        references: Tensor,
-        reference_labels: Tensor,
-        self_index: Tensor | None,
-        beyond: Tensor | None,
-        metric: str,
-        same_class: bool,
-        farthest: bool,
-    ) -> tuple[Tensor, Tensor]:
-        distance, index = reference.select(
-            x,
-            labels,
-            references,
-            reference_labels,
-            self_index,
-            beyond,
-            metric=metric,
-            same_class=same_class,
-            farthest=farthest,
-        )
-        ctx.metric = metric
-        ctx.save_for_backward(x, references, index)
-        ctx.mark_non_differentiable(index)
-        return distance, index
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        x, references, index = ctx.saved_tensors
-        grad_x, grad_references = reference.select_backward(
-            grad, x, references, index, metric=ctx.metric
-        )
-        return grad_x, None, grad_references, *(None,) * 6
-
-
-def _fake_select(
+def _reference_select(
     x: Tensor,
     labels: Tensor,
     order: Tensor,
@@ -299,12 +237,33 @@ def _fake_select(
     same_class: bool,
     farthest: bool,
 ) -> tuple[Tensor, Tensor]:
+    return reference.select(
+        x,
+        labels,
+        references,
+        reference_labels,
+        self_index,
+        beyond,
+        metric=metric,
+        same_class=same_class,
+        farthest=farthest,
+    )
+
+
+def _reference_select_backward(
+    grad: Tensor, x: Tensor, references: Tensor, index: Tensor, slot_order: Tensor, metric: str
+) -> tuple[Tensor, Tensor]:
+    return reference.select_backward(grad, x, references, index, metric=metric)
+
+
+def _fake_select(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    beyond = arguments[6]
     shape = (x.shape[0], 1 if beyond is None else beyond.shape[1])
     return x.new_empty(shape, dtype=distance_dtype(x)), x.new_empty(shape, dtype=torch.int64)
 
 
 def _fake_select_backward(
-    grad: Tensor, x: Tensor, references: Tensor, index: Tensor, slot_order: Tensor, metric: str
+    grad: Tensor, x: Tensor, references: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), references.new_empty(references.shape)
 
@@ -316,18 +275,20 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     ctx.mark_non_differentiable(output[1])
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(operators: Any, ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     x, references, index = ctx.saved_tensors
-    grad_x, grad_references = torch.ops.dmlfast.neighbors_select_backward(
+    grad_x, grad_references = operators.neighbors_select_backward(
         grad, x, references, index, index.flatten().argsort(stable=True), ctx.metric
     )
     return grad_x, None, None, grad_references, *(None,) * 7
 
 
-if _library.cpu_status.loaded:
-    torch.library.register_fake("dmlfast::neighbors_select", _fake_select)
-    torch.library.register_fake("dmlfast::neighbors_select_backward", _fake_select_backward)
-    torch.library.register_autograd(
-        "dmlfast::neighbors_select", _backward, setup_context=_save_for_backward
-    )
-    refuse_second_backward("dmlfast::neighbors_select_backward")
+register(
+    "neighbors_select",
+    reference=_reference_select,
+    reference_backward=_reference_select_backward,
+    fake=_fake_select,
+    fake_backward=_fake_select_backward,
+    save_for_backward=_save_for_backward,
+    backward=_backward,
+)

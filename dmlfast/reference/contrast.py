@@ -195,37 +195,42 @@ def triplet_backward(
         upstream = grad[part].double()[:, None]
         weights = triplet_rows(chunk, positives, negatives, margin).weights * upstream
         a = torch.where(chunk.finite[:, None], x[part].double(), 0.0)
-        to_a, to_y, product = _pair_coefficients(weights, chunk.value, a, y, metric)
-        grad_x[part] = to_a.sum(1)[:, None] * a + product @ y.nan_to_num(0, 0, 0)
+        to_a, to_y = _weighted_gradients(weights, chunk.value, a, y, metric)
         lost = ~chunk.finite[:, None] & (upstream != 0)
-        grad_x[part] = torch.where(lost, math.nan, grad_x[part])
-        grad_references += to_y.sum(0)[:, None] * y.nan_to_num(0, 0, 0) + product.mT @ a
+        grad_x[part] = torch.where(lost, math.nan, to_a)
+        grad_references += to_y
     return grad_x.to(x.dtype), grad_references.to(references.dtype)
 
 
-def _pair_coefficients(
+def _weighted_gradients(
     weights: Tensor, value: Tensor, x: Tensor, y: Tensor, metric: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of sum(weights * distance) as combinations of the rows.
-
-    It is sum_j to_x[i, j] x_i + product[i, j] y_j for x_i, and the same with the roles swapped
-    (to_y) for y_j.
-    """
+) -> tuple[Tensor, Tensor]:
+    """Gradients of sum(weights * distance) with respect to x (C, d) and y (M, d)."""
+    squares_x, squares_y = x.square().sum(1), y.square().sum(1)
     if metric == "dot":
-        return torch.zeros_like(weights), torch.zeros_like(weights), -weights
-    if metric == "cosine":
-        squares_x = distances.sum_of_products(x, x)[:, None]
-        squares_y = distances.sum_of_products(y, y)[None]
-        scaled = torch.where(
-            (weights == 0) | (squares_x * squares_y == 0),
-            0.0,
-            weights / (squares_x * squares_y).sqrt(),
-        )
-        along = torch.where(scaled == 0, 0.0, weights * (1 - value))
-        to_x = torch.where(scaled == 0, 0.0, along / squares_x)
-        return to_x, torch.where(scaled == 0, 0.0, along / squares_y), -scaled
-    if metric == "euclidean":
-        scaled = torch.where((weights == 0) | (value == 0), 0.0, weights / value.sqrt())
+        factors = -weights
+    elif metric == "cosine":
+        norms = (squares_x[:, None] * squares_y[None]).sqrt()
+        factors = torch.where((weights == 0) | (norms == 0), 0.0, -weights / norms)
+    elif metric == "euclidean":
+        factors = torch.where((weights == 0) | (value == 0), 0.0, -weights / value.sqrt())
     else:
-        scaled = torch.where(weights == 0, 0.0, 2 * weights)
-    return scaled, scaled, -scaled
+        factors = -2 * weights
+    # A dimension at a time, not as matrix products: in these the differences of near-duplicates
+    # would cancel, and pairs without weight would bring in rows that are not finite.
+    apart = metric in ("euclidean", "sqeuclidean")
+    to_x, to_y = torch.zeros_like(x), torch.zeros_like(y)
+    for k in range(x.shape[1]):
+        x_k, y_k = x[:, None, k], y[None, :, k]
+        to_x[:, k] = torch.where(factors == 0, 0.0, factors * (y_k - x_k if apart else y_k)).sum(1)
+        to_y[:, k] = torch.where(factors == 0, 0.0, factors * (x_k - y_k if apart else x_k)).sum(0)
+    if metric == "cosine":
+        return _orthogonal(to_x, x, squares_x), _orthogonal(to_y, y, squares_y)
+    return to_x, to_y
+
+
+def _orthogonal(sums: Tensor, rows: Tensor, squares: Tensor) -> Tensor:
+    """Removes from each sum its part along the row, which the cosine does not depend on."""
+    along = (sums * rows).sum(1) / torch.where(squares == 0, 1, squares)
+    # A row without pairs may not be finite: it must stay 0.
+    return torch.where((sums == 0).all(1, keepdim=True), 0.0, sums - along[:, None] * rows)

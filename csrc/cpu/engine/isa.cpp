@@ -27,19 +27,20 @@ std::vector<Isa> usable_isas() {
   return usable;
 }
 
-Isa parse(const std::string& name) {
+Isa parse(const std::string& name, const std::string& source) {
   for (Isa isa : usable_isas()) {
     if (name == isa_name(isa)) {
       return isa;
     }
   }
-  throw std::invalid_argument("CPU instruction set: expected one of " + names(usable_isas()) +
+  throw std::invalid_argument(source + ": expected one of " + names(usable_isas()) +
                               " (built and supported by this processor), got '" + name + "'");
 }
 
 Isa initial_isa() {
   const char* wanted = std::getenv("DMLFAST_CPU_ISA");
-  return wanted == nullptr || *wanted == '\0' ? usable_isas().back() : parse(wanted);
+  return wanted == nullptr || *wanted == '\0' ? usable_isas().back()
+                                              : parse(wanted, "DMLFAST_CPU_ISA");
 }
 
 std::atomic<Isa>& state() {
@@ -86,6 +87,8 @@ bool processor_has(Isa isa) {
 
 Isa active_isa() { return state().load(std::memory_order_relaxed); }
 
-void select_isa(const std::string& name) { state().store(parse(name), std::memory_order_relaxed); }
+void select_isa(const std::string& name) {
+  state().store(parse(name, "CPU instruction set"), std::memory_order_relaxed);
+}
 
 }  // namespace dmlfast::cpu

@@ -11,10 +11,7 @@
 namespace dmlfast::cpu {
 
 PairGradient::Side::Side(const PackedRows& side)
-    : packed(side),
-      rows(side.rows * side.dimensions),
-      sums(side.rows * side.dimensions, 0.0),
-      factors(side.rows, 0.0) {
+    : packed(side), rows(side.rows * side.dimensions), sums(side.rows * side.dimensions, 0.0) {
   torch::stable::parallel_for(0, packed.rows, 256, [&](int64_t begin, int64_t end) {
     for (int64_t position = begin; position < end; ++position) {
       const double* from = panel_of(packed, position / kPanelRows) + position % kPanelRows;
@@ -25,16 +22,22 @@ PairGradient::Side::Side(const PackedRows& side)
   });
 }
 
-void PairGradient::Side::add(int64_t position, double factor, const double* partner) {
-  double* to = sum(position);
-  for (int64_t k = 0; k < packed.dimensions; ++k) {
-    to[k] += factor * partner[k];
-  }
-  factors[position] += factor;
-}
-
 PairGradient::PairGradient(Metric metric, const PackedRows& anchors, const PackedRows& references)
     : metric_(metric), anchors_(anchors), references_(references) {}
+
+void PairGradient::add(Side& side, int64_t position, double factor, const double* partner) const {
+  double* to = side.sum(position);
+  const double* own = side.row(position);
+  if (sums_differences(metric_)) {
+    for (int64_t k = 0; k < side.packed.dimensions; ++k) {
+      to[k] += factor * (partner[k] - own[k]);
+    }
+  } else {
+    for (int64_t k = 0; k < side.packed.dimensions; ++k) {
+      to[k] += factor * partner[k];
+    }
+  }
+}
 
 double PairGradient::factor_of(double weight, double value, double norm_x, double norm_y) const {
   if (weight == 0.0) {
@@ -60,7 +63,7 @@ void PairGradient::add_anchor(int64_t position, double scale, const double* weig
         factor_of(scale * weights[j], values[j], norm, references_.packed.norms[j]);
     values[j] = factor;
     if (factor != 0.0) {
-      anchors_.add(position, factor, references_.row(j));
+      add(anchors_, position, factor, references_.row(j));
     }
   }
 }
@@ -79,7 +82,7 @@ void PairGradient::add_references(int64_t first, int64_t last, const double* fac
       const double* row = factors + (position - first) * stride;
       for (int64_t j = begin; j < end; ++j) {
         if (row[j] != 0.0) {
-          references_.add(j, row[j], anchors_.row(position));
+          add(references_, j, row[j], anchors_.row(position));
         }
       }
     }
@@ -92,31 +95,30 @@ void PairGradient::write(torch::stable::Tensor& grad_x, torch::stable::Tensor& g
 }
 
 void PairGradient::write_side(Side& side, torch::stable::Tensor& gradient) const {
-  const int64_t dimensions = side.packed.dimensions;
   torch::stable::parallel_for(0, side.packed.rows, 64, [&](int64_t begin, int64_t end) {
     for (int64_t position = begin; position < end; ++position) {
-      const double* row = side.row(position);
-      double* sum = side.sum(position);
-      // A row without pairs may not be finite: its own multiple must not touch it.
-      if (side.factors[position] != 0.0 || metric_ == Metric::cosine) {
-        double own = -side.factors[position];
-        if (metric_ == Metric::dot) {
-          own = 0.0;
-        } else if (metric_ == Metric::cosine) {
-          double along = 0.0;
-          for (int64_t k = 0; k < dimensions; ++k) {
-            along += sum[k] == 0.0 ? 0.0 : sum[k] * row[k];
-          }
-          const double norm = side.packed.norms[position];
-          own = along == 0.0 ? 0.0 : -along / (norm * norm);
-        }
-        for (int64_t k = 0; own != 0.0 && k < dimensions; ++k) {
-          sum[k] += own * row[k];
-        }
+      if (metric_ == Metric::cosine) {
+        make_orthogonal(side, position);
       }
-      write_row(gradient, side.packed.index[position], sum);
+      write_row(gradient, side.packed.index[position], side.sum(position));
     }
   });
+}
+
+void PairGradient::make_orthogonal(Side& side, int64_t position) {
+  const double* row = side.row(position);
+  double* sum = side.sum(position);
+  double along = 0.0;
+  for (int64_t k = 0; k < side.packed.dimensions; ++k) {
+    // A row without pairs may not be finite: it must stay 0.
+    along += sum[k] == 0.0 ? 0.0 : sum[k] * row[k];
+  }
+  if (along != 0.0) {
+    const double own = along / (side.packed.norms[position] * side.packed.norms[position]);
+    for (int64_t k = 0; k < side.packed.dimensions; ++k) {
+      sum[k] -= own * row[k];
+    }
+  }
 }
 
 }  // namespace dmlfast::cpu

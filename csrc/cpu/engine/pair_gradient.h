@@ -11,11 +11,11 @@
 
 namespace dmlfast::cpu {
 
-// The gradient of weight * distance(x, y) for x is a multiple of y, whose factor the pair
-// decides, and a multiple of x itself, which follows at the end from the sum over all pairs: the
-// Euclidean gradients are differences, and that of cosine is orthogonal to x. Anchors own their
-// sums over references, references theirs over anchors, both in ascending position order, so that
-// no bit depends on the number of threads. Holds 16 * (N + M) * (d + 1) bytes.
+// The gradient of weight * distance(x, y) for x is factor * (y - x) under the Euclidean metrics,
+// so that near-duplicates lose no digits, and factor * y else; for cosine it is made orthogonal
+// to x at the end. Anchors own their sums over references, references theirs over anchors, both
+// in ascending position order, so that no bit depends on the number of threads. Holds
+// 16 * (N + M) * d bytes.
 class PairGradient {
  public:
   PairGradient(Metric metric, const PackedRows& anchors, const PackedRows& references);
@@ -34,20 +34,20 @@ class PairGradient {
   void write(torch::stable::Tensor& grad_x, torch::stable::Tensor& grad_references);
 
  private:
-  // One side's rows, the sums of its partners' multiples, and the sums of their factors.
+  // One side's rows and the sums of its partners' multiples.
   struct Side {
     explicit Side(const PackedRows& packed);
 
     const double* row(int64_t position) const { return &rows[position * packed.dimensions]; }
     double* sum(int64_t position) { return &sums[position * packed.dimensions]; }
-    void add(int64_t position, double factor, const double* partner);
 
     const PackedRows& packed;
     std::vector<double> rows;
     std::vector<double> sums;
-    std::vector<double> factors;
   };
 
+  void add(Side& side, int64_t position, double factor, const double* partner) const;
+  static void make_orthogonal(Side& side, int64_t position);
   double factor_of(double weight, double value, double norm_x, double norm_y) const;
   void write_side(Side& side, torch::stable::Tensor& gradient) const;
 

@@ -46,13 +46,17 @@ inline Vector load(const double* from) { return *reinterpret_cast<const LooseVec
 inline Mask load(const int64_t* from) { return *reinterpret_cast<const LooseMask*>(from); }
 
 inline bool any(Mask mask) {
-  typedef int64_t Half __attribute__((vector_size(32)));
-  typedef int64_t Quarter __attribute__((vector_size(16)));
-  const Half half = __builtin_shufflevector(mask, mask, 0, 1, 2, 3) |
-                    __builtin_shufflevector(mask, mask, 4, 5, 6, 7);
-  const Quarter quarter =
-      __builtin_shufflevector(half, half, 0, 1) | __builtin_shufflevector(half, half, 2, 3);
-  return (quarter[0] | quarter[1]) != 0;
+  typedef int64_t MaskPart __attribute__((vector_size(kVectorBytes), may_alias));
+  const MaskPart* parts = reinterpret_cast<const MaskPart*>(&mask);
+  MaskPart bits = parts[0];
+  for (int64_t p = 1; p < kParts; ++p) {
+    bits |= parts[p];
+  }
+  int64_t merged = 0;
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    merged |= bits[lane];
+  }
+  return merged != 0;
 }
 
 // Sums over the dimensions in ascending order. Compiled without contraction to fused
@@ -105,6 +109,7 @@ inline Vector values(Vector sums, double norm_x, const double* norms_y) {
 }
 
 // A policy has
+//   bool is_class_bound()            whether anchors need few panels, each its own
 //   PanelRange panels(first, last)   the reference panels that the anchors at these positions need
 //   bool skips(first, last, panel)   whether none of the panel's pairs with them counts
 //   void take(position, panel, Vector values)
@@ -113,37 +118,47 @@ struct PanelRange {
   int64_t end;
 };
 
+// Multiplies the anchors [row, last] with a range of panels.
+template <Metric kMetric, class Policy>
+inline void walk_block(const PackedRows& anchors, const PackedRows& references, int64_t row,
+                       int64_t last, PanelRange panels, Policy& policy) {
+  const double* block = panel_of(anchors, row / kPanelRows) + row % kPanelRows;
+  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+    if (policy.skips(row, last, panel)) {
+      continue;
+    }
+    double sums[kBlockRows][kPanelRows];
+    multiply<sums_differences(kMetric)>(block, panel_of(references, panel), references.dimensions,
+                                        sums);
+    for (int64_t r = 0; row + r <= last; ++r) {
+      policy.take(row + r, panel,
+                  values<kMetric>(load(sums[r]), anchors.norms[row + r],
+                                  references.norms + panel * kPanelRows));
+    }
+  }
+}
+
 template <Metric kMetric, class Policy>
 void walk(const PackedRows& anchors, const PackedRows& references, PanelRange anchor_panels,
           Policy& policy) {
-  const int64_t panel_bytes = references.dimensions * kPanelRows * int64_t{sizeof(double)};
-  const int64_t fitting = panel_bytes == 0 ? references.panel_count : kCacheBytes / panel_bytes;
-  const int64_t step = fitting < 1 ? 1 : fitting;
   const int64_t first_row = anchor_panels.begin * kPanelRows;
   const int64_t end_row =
       anchor_panels.end * kPanelRows < anchors.rows ? anchor_panels.end * kPanelRows : anchors.rows;
-  const PanelRange needed = policy.panels(first_row, end_row - 1);
-  for (int64_t cached = needed.begin; cached < needed.end; cached += step) {
-    const int64_t cached_end = cached + step < needed.end ? cached + step : needed.end;
+  // Panels that all anchors need pass in pieces that stay in the cache.
+  int64_t step = references.panel_count;
+  if (!policy.is_class_bound()) {
+    const int64_t panel_bytes = references.dimensions * kPanelRows * int64_t{sizeof(double)};
+    step = panel_bytes == 0 ? step : kCacheBytes / panel_bytes;
+  }
+  step = step < 1 ? 1 : step;
+  for (int64_t begin = 0; begin < references.panel_count; begin += step) {
+    const int64_t end = begin + step;
     for (int64_t row = first_row; row < end_row; row += kBlockRows) {
       const int64_t last = row + kBlockRows < end_row ? row + kBlockRows - 1 : end_row - 1;
-      const double* block = panel_of(anchors, row / kPanelRows) + row % kPanelRows;
-      const PanelRange own = policy.panels(row, last);
-      const int64_t begin = cached < own.begin ? own.begin : cached;
-      const int64_t end = cached_end < own.end ? cached_end : own.end;
-      for (int64_t panel = begin; panel < end; ++panel) {
-        if (policy.skips(row, last, panel)) {
-          continue;
-        }
-        double sums[kBlockRows][kPanelRows];
-        multiply<sums_differences(kMetric)>(block, panel_of(references, panel),
-                                            references.dimensions, sums);
-        for (int64_t r = 0; row + r <= last; ++r) {
-          policy.take(row + r, panel,
-                      values<kMetric>(load(sums[r]), anchors.norms[row + r],
-                                      references.norms + panel * kPanelRows));
-        }
-      }
+      PanelRange panels = policy.panels(row, last);
+      panels.begin = panels.begin < begin ? begin : panels.begin;
+      panels.end = panels.end < end ? panels.end : end;
+      walk_block<kMetric>(anchors, references, row, last, panels, policy);
     }
   }
 }

@@ -1,4 +1,4 @@
-#include "triplet_row.h"
+#include "contrast_triplet.h"
 
 #include <torch/headeronly/util/Exception.h>
 
@@ -85,7 +85,7 @@ void TripletRow::pair_with_all() {
   const int64_t count = static_cast<int64_t>(negatives_.size());
   sums_.assign(count + 1, 0.0);
   for (int64_t n = 0; n < count; ++n) {
-    sums_[n + 1] = sums_[n] + (std::isinf(negatives_[n].distance) ? 0.0 : negatives_[n].distance);
+    sums_[n + 1] = sums_[n] + (negatives_[n].distance == INFINITY ? 0.0 : negatives_[n].distance);
   }
   ends_.assign(count + 1, 0);
   for (Partner& positive : positives_) {

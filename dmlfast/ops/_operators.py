@@ -1,0 +1,86 @@
+"""What the operators of all families share: their two namespaces, fakes and autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmlfast import _library
+from dmlfast._backend import uses_kernel
+
+_KERNELS = "dmlfast"
+_REFERENCE = "dmlfast_reference"
+
+
+def operators(family: str, device: torch.device) -> Any:
+    """The namespace whose operators serve a family on a device: kernels or plain torch.
+
+    Raises:
+        RuntimeError: as `dmlfast._backend.uses_kernel`.
+    """
+    return getattr(torch.ops, _KERNELS if uses_kernel(family, device) else _REFERENCE)
+
+
+def register(
+    name: str,
+    *,
+    reference: Callable[..., tuple[Tensor, ...]],
+    reference_backward: Callable[..., tuple[Tensor, ...]],
+    fake: Callable[..., tuple[Tensor, ...]],
+    fake_backward: Callable[..., tuple[Tensor, ...]],
+    save_for_backward: Callable[..., None],
+    backward: Callable[..., tuple[Tensor | None, ...]],
+) -> None:
+    """Registers an operator and its backward operator, `<name>_backward`.
+
+    The compiled library defines them in one namespace; here the reference defines them with the
+    same arguments in another. Both get the same fakes and the same autograd, so that they behave
+    alike under `torch.compile` and refuse a second backward alike.
+
+    Args:
+        name: of the operator.
+        reference: the operator in plain torch, annotated, as `torch.library.custom_op` needs.
+        reference_backward: its gradient in plain torch, annotated.
+        fake: shapes and dtypes of the operator's results.
+        fake_backward: those of the backward operator.
+        save_for_backward: the `setup_context` of autograd.
+        backward: called as `backward(operators, ctx, *grads)`, with the namespace whose backward
+            operator it is to use.
+    """
+    torch.library.custom_op(f"{_REFERENCE}::{name}", reference, mutates_args=())
+    torch.library.custom_op(f"{_REFERENCE}::{name}_backward", reference_backward, mutates_args=())
+    for namespace in [_REFERENCE] + [_KERNELS] * _library.cpu_status.loaded:
+        _register_in(namespace, name, fake, fake_backward, save_for_backward, backward)
+
+
+def _register_in(
+    namespace: str,
+    name: str,
+    fake: Callable[..., tuple[Tensor, ...]],
+    fake_backward: Callable[..., tuple[Tensor, ...]],
+    save_for_backward: Callable[..., None],
+    backward: Callable[..., tuple[Tensor | None, ...]],
+) -> None:
+    own_operators = getattr(torch.ops, namespace)
+
+    def own_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return backward(own_operators, ctx, *grads)
+
+    def refuse(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(
+            f"{name}: dmlfast's operators can be differentiated once; their gradient has no "
+            "gradient (was create_graph=True needed?)"
+        )
+
+    def save_nothing(ctx: SimpleNamespace, inputs: tuple[Any, ...], output: object) -> None:
+        pass
+
+    operator, backward_operator = f"{namespace}::{name}", f"{namespace}::{name}_backward"
+    torch.library.register_fake(operator, fake)
+    torch.library.register_fake(backward_operator, fake_backward)
+    torch.library.register_autograd(operator, own_backward, setup_context=save_for_backward)
+    torch.library.register_autograd(backward_operator, refuse, setup_context=save_nothing)

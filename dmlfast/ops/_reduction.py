@@ -1,0 +1,28 @@
+"""Reductions of losses per anchor, with the same bits for every number of threads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+REDUCTIONS = ("mean", "sum", "none")
+
+# Long enough that the second sum is short, short enough that one thread adds up each row.
+_ROW = 1024
+
+
+def fixed_order_sum(values: Tensor) -> Tensor:
+    """The sum of a 1-D tensor in an order that its length alone decides."""
+    padded = torch.nn.functional.pad(values, (0, -values.shape[0] % _ROW))
+    return padded.view(-1, _ROW).sum(1).sum()
+
+
+def is_active(loss: Tensor) -> Tensor:
+    """Whether a triplet contributes; a loss of NaN does, so that it is not averaged away."""
+    return ~(loss <= 0)
+
+
+def reduce(loss: Tensor, active: Tensor, reduction: str) -> Tensor:
+    """The sum of (N,) losses, or for "mean" that over the number of active triplets, at least 1."""
+    total = fixed_order_sum(loss)
+    return total if reduction == "sum" else total / active.sum().clamp(min=1)

@@ -1,0 +1,979 @@
+"""Selections: the contract of nearest, farthest, hardest and semi-hard, on CPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from oracle import DATA, METRICS, make
+from torch import Tensor
+
+import dmlfast.functional as F
+from dmlfast import _library, use_backend
+
+SELECTIONS = {
+    "nearest_positive": {"same_class": True},
+    "farthest_positive": {"same_class": True, "farthest": True},
+    "hardest_negative": {"same_class": False},
+    "semihard_negative": {"same_class": False},
+}
+FORMS = ("batch", "references", "references and self_index")
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+INTEGERS = (
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.uint8,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+)
+ISAS = _library.module.usable_cpu_isas()
+
+each_selection = pytest.mark.parametrize("selection", SELECTIONS)
+each_metric = pytest.mark.parametrize("metric", METRICS)
+each_backend = pytest.mark.parametrize("backend", ["kernel", "reference"])
+
+
+class Problem:
+    """Points, labels and, in two of the forms, references: 137 anchors, 201 references."""
+
+    def __init__(self, kind: str, form: str, dtype: torch.dtype = torch.float32, d: int = 5):
+        generator = torch.Generator().manual_seed(7)
+        points, classes = make(kind, 201, d, 6, dtype=dtype)
+        rows = torch.randperm(201, generator=generator)[:137]
+        self.x, self.labels = points[rows].clone(), classes[rows].clone()
+        self.others: dict[str, Tensor] = {}
+        if form != "batch":
+            self.others = {"references": points, "reference_labels": classes}
+        if form == "references and self_index":
+            unknown = torch.rand(137, generator=generator) < 0.2
+            self.others["self_index"] = torch.where(unknown, -1, rows)
+
+    def beyond(self, metric: str) -> Tensor:
+        """Distances of the nearest positives, as semi-hard mining hands them in."""
+        found = oracle.select(self.x, self.labels, **self.others, metric=metric, same_class=True)
+        return found[0][:, 0]
+
+    def library(self, selection: str, metric: str) -> F.Selection:
+        extra = {"beyond": self.beyond(metric)} if selection == "semihard_negative" else {}
+        function = getattr(F, selection)
+        return function(self.x, self.labels, **self.others, metric=metric, **extra)
+
+    def oracle(self, selection: str, metric: str) -> tuple[Tensor, Tensor]:
+        beyond = self.beyond(metric)[:, None] if selection == "semihard_negative" else None
+        rule = SELECTIONS[selection]
+        found = oracle.select(
+            self.x, self.labels, **self.others, beyond=beyond, metric=metric, **rule
+        )
+        return found[0][:, 0], found[1][:, 0]
+
+
+def assert_same_bits(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    for a, b in zip(actual, expected, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a.detach().numpy(), b.detach().numpy())
+
+
+def distance_only(selection: str, **options: object) -> Callable[..., Tensor]:
+    """The selection's distances, those of semi-hard negatives beyond the nearest positive."""
+
+    def distance(x: Tensor, labels: Tensor, *others: Tensor) -> Tensor:
+        if selection != "semihard_negative":
+            return getattr(F, selection)(x, labels, *others, **options).distance
+        beyond = F.nearest_positive(x, labels, *others, **options).distance
+        return F.semihard_negative(x, labels, *others, beyond=beyond, **options).distance
+
+    return distance
+
+
+# --- the choice and its distance ------------------------------------------------------------------
+
+
+@each_selection
+@each_metric
+@pytest.mark.parametrize("kind", DATA)
+@pytest.mark.parametrize("form", FORMS)
+def test_selects_exactly_what_the_oracle_selects(selection, metric, kind, form):
+    problem = Problem(kind, form)
+    # No tolerance: every index, and every distance to the last bit.
+    assert_same_bits(problem.library(selection, metric), problem.oracle(selection, metric))
+
+
+@each_selection
+@each_metric
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("kind", ["clustered", "tied", "shifted"])
+def test_is_exact_for_the_values_as_stored_in_every_dtype(selection, metric, dtype, kind):
+    problem = Problem(kind, "references and self_index", dtype)
+    found = problem.library(selection, metric)
+    assert found.distance.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert_same_bits(found, problem.oracle(selection, metric))
+
+
+@each_selection
+def test_is_exact_at_20000_rows(selection):
+    # Enough rows for several cache blocks a thread, on a grid: ties are common and far apart.
+    x, labels = make("tied", 20_000, 2, 300, seed=3)
+    x += torch.randint(-200, 200, x.shape, generator=torch.Generator().manual_seed(4)) / 8
+    if selection in ("nearest_positive", "hardest_negative"):
+        found = getattr(F, selection)(x, labels)
+        distance, index = oracle.select(x, labels, **SELECTIONS[selection])
+    else:
+        # Their oracle takes longer: a part of the anchors is enough.
+        anchors = (x[:3000], labels[:3000], x, labels)
+        beyond = torch.full((3000, 1), 2.0) if selection == "semihard_negative" else None
+        extra = {} if beyond is None else {"beyond": beyond[:, 0]}
+        found = getattr(F, selection)(*anchors, **extra)
+        distance, index = oracle.select(*anchors, beyond=beyond, **SELECTIONS[selection])
+    assert_same_bits(found, (distance[:, 0], index[:, 0]))
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1e-6])
+def test_distances_of_near_duplicates_are_right_to_1e_6(spread):
+    generator = torch.Generator().manual_seed(0)
+    centre = torch.nn.functional.normalize(torch.randn(16, generator=generator), dim=0)
+    x = centre + spread * torch.randn(200, 16, generator=generator)
+    found = F.nearest_positive(x, torch.arange(200) % 4)
+    direct = [math.dist(x[i].tolist(), x[j].tolist()) for i, j in enumerate(found.index.tolist())]
+    # Rounding to float32 costs 6e-8; expanding the square in float32 would cost about 1.
+    torch.testing.assert_close(
+        found.distance.double(), torch.tensor(direct).double(), rtol=1e-6, atol=0.0
+    )
+
+
+@each_selection
+@each_metric
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_kernel_and_reference_agree_to_the_last_bit(selection, metric, dtype):
+    for kind in DATA:
+        problem = Problem(kind, "references and self_index", dtype, d=11)
+        with use_backend("reference"):
+            expected = problem.library(selection, metric)
+        assert_same_bits(problem.library(selection, metric), expected)
+
+
+# --- shapes ---------------------------------------------------------------------------------------
+
+SHAPES = {
+    "no anchors": (torch.empty(0, 4), []),
+    "one anchor": (torch.ones(1, 4), [3]),
+    "one class": (torch.eye(5), [2] * 5),
+    "singleton classes": (torch.eye(9), list(range(9))),
+    "all rows equal": (torch.full((19, 3), 0.3), [0, 1] * 9 + [1]),
+    "zero vectors": (torch.eye(12)[:, :4].contiguous(), [0, 1, 2] * 4),
+    "one dimension": (torch.arange(20.0)[:, None] ** 2, [0, 1, 1, 0] * 5),
+    "no dimensions": (torch.empty(6, 0), [0, 0, 1, 1, 2, 2]),
+    "half a panel and one": (make("tied", 9, 3, 3)[0], [0, 2, 1] * 3),
+    "one less than a panel": (make("tied", 15, 3, 3)[0], [0, 2, 1] * 5),
+    "one more than a panel": (make("tied", 17, 33, 3)[0], [1, 0] * 8 + [2]),
+}
+
+
+@each_selection
+@each_metric
+@pytest.mark.parametrize("shape", SHAPES)
+@each_backend
+def test_awkward_shapes_are_defined(selection, metric, shape, backend):
+    x, classes = SHAPES[shape]
+    labels = torch.tensor(classes, dtype=torch.int64)
+    beyond = torch.linspace(-1, 2, len(x))
+    extra = {"beyond": beyond} if selection == "semihard_negative" else {}
+    with use_backend(backend):
+        found = getattr(F, selection)(x, labels, metric=metric, **extra)
+    distance, index = oracle.select(
+        x,
+        labels,
+        beyond=beyond[:, None] if extra else None,
+        metric=metric,
+        **SELECTIONS[selection],
+    )
+    assert_same_bits(found, (distance[:, 0], index[:, 0]))
+
+
+@each_selection
+@each_backend
+def test_without_references_nothing_is_found(selection, backend):
+    x, labels = make("random", 5, 3, 2)
+    x.requires_grad_()
+    empty = (torch.empty(0, 3), torch.empty(0, dtype=torch.int64))
+    extra = {"beyond": torch.zeros(5)} if selection == "semihard_negative" else {}
+    with use_backend(backend):
+        found = getattr(F, selection)(x, labels, *empty, **extra)
+    assert found.index.tolist() == [-1] * 5
+    assert found.distance.tolist() == [math.inf] * 5
+    found.distance.sum().backward()
+    assert x.grad.tolist() == [[0.0] * 3] * 5
+
+
+@each_backend
+@pytest.mark.parametrize("thresholds", [0, 1, 2, 5])
+@pytest.mark.parametrize("missing", ["drop", "hardest"])
+def test_the_result_has_the_shape_of_beyond(backend, thresholds, missing):
+    x, labels = make("clustered", 30, 3, 4)
+    beyond = torch.rand(30, thresholds, generator=torch.Generator().manual_seed(1)) * 4
+    with use_backend(backend):
+        found = F.semihard_negative(x, labels, beyond=beyond, missing=missing)
+        columns = [
+            F.semihard_negative(x, labels, beyond=column, missing=missing)
+            for column in beyond.unbind(1)
+        ]
+    assert found.distance.shape == found.index.shape == (30, thresholds)
+    for t, column in enumerate(columns):
+        assert_same_bits((found.distance[:, t], found.index[:, t]), column)
+
+
+STRIDES: dict[str, Callable[[Tensor], Tensor]] = {
+    "transposed": lambda x: x.T.contiguous().T,
+    "every second row": lambda x: x.repeat_interleave(2, 0)[::2],
+    "every second column": lambda x: x.repeat_interleave(2, 1)[:, 1::2],
+    "an offset": lambda x: torch.cat([x.new_ones(1, x.shape[1]), x])[1:],
+    "a negated view": lambda x: torch.complex(torch.zeros_like(x), -x).conj().imag,
+}
+
+
+@each_selection
+@pytest.mark.parametrize("stride", STRIDES)
+def test_strides_do_not_matter(selection, stride):
+    x, labels = make("random", 41, 6, 5)
+    view = STRIDES[stride](x)
+    assert torch.equal(view, x)
+    function = distance_only(selection)
+    leaves = [x.clone().requires_grad_(), x.clone().requires_grad_()]
+    expected, actual = function(leaves[0], labels), function(STRIDES[stride](leaves[1]), labels)
+    assert_same_bits((actual,), (expected,))
+    expected.nan_to_num(posinf=0.0).sum().backward()
+    actual.nan_to_num(posinf=0.0).sum().backward()
+    assert_same_bits((leaves[1].grad,), (leaves[0].grad,))
+
+
+def test_expanded_rows_labels_and_thresholds_are_read_where_they_are():
+    row = torch.tensor([[1.0, 2.0]]).expand(6, 2)
+    references = torch.tensor([[1.0, 2.0], [4.0, 6.0], [1.0, 3.0]])
+    labels = torch.tensor(0).expand(6)
+    found = F.semihard_negative(
+        row, labels, references, torch.tensor([1, 1, 1]), beyond=torch.tensor(1.0).expand(6)
+    )
+    assert found.index.tolist() == [1] * 6
+    assert found.distance.tolist() == [5.0] * 6
+
+
+# --- same bits on every run -----------------------------------------------------------------------
+
+
+def _forward_and_backward(metric: str) -> list[Tensor]:
+    x, labels = make("tied", 300, 9, 7)
+    references, reference_labels = make("random", 533, 9, 7, seed=1)
+    x = (x + make("random", 300, 9, 7, seed=2)[0]).requires_grad_()
+    references.requires_grad_()
+    results = []
+    for selection in SELECTIONS:
+        distance = distance_only(selection, metric=metric)(x, labels, references, reference_labels)
+        results += [distance, *torch.autograd.grad(distance.square().sum(), (x, references))]
+    return results
+
+
+@each_metric
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_instruction_set_and_thread_count_gives_the_same_bits(
+    metric, isa, threads, select_isa, set_threads
+):
+    expected = _forward_and_backward(metric)
+    select_isa(isa)
+    set_threads(threads)
+    assert_same_bits(_forward_and_backward(metric), expected)
+
+
+@each_metric
+def test_two_runs_give_the_same_bits(metric):
+    assert_same_bits(_forward_and_backward(metric), _forward_and_backward(metric))
+
+
+# --- what is a candidate --------------------------------------------------------------------------
+
+
+def test_self_is_excluded_by_index_and_never_by_distance():
+    x = torch.tensor([[1.0, 2.0], [1.0, 2.0], [5.0, 5.0]])
+    labels = torch.tensor([0, 0, 0])
+    assert F.nearest_positive(x, labels).index.tolist() == [1, 0, 0]
+    assert F.nearest_positive(x, labels).distance[:2].tolist() == [0.0, 0.0]
+
+
+def test_with_references_only_self_index_excludes():
+    x, labels = make("clustered", 20, 3, 3)
+    own = torch.arange(20)
+    assert F.nearest_positive(x, labels, x, labels).index.tolist() == own.tolist()
+    excluded = F.nearest_positive(x, labels, x, labels, self_index=own)
+    assert_same_bits(excluded, F.nearest_positive(x, labels))
+
+
+def test_self_index_excludes_from_the_negatives_too():
+    x, labels = torch.zeros(1, 2), torch.tensor([0])
+    references, others = torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([1, 1])
+    found = F.hardest_negative(x, labels, references, others, self_index=torch.tensor([0]))
+    assert found.index.tolist() == [1]
+
+
+@each_backend
+def test_ties_go_to_the_lowest_index_whatever_the_order_of_the_labels(backend):
+    x = torch.zeros(6, 2)
+    labels = torch.tensor([5, 9, 5, -1, 9, 5])
+    with use_backend(backend):
+        assert F.nearest_positive(x, labels).index.tolist() == [2, 4, 0, -1, 1, 0]
+        assert F.farthest_positive(x, labels).index.tolist() == [2, 4, 0, -1, 1, 0]
+        assert F.hardest_negative(x, labels).index.tolist() == [1, 0, 1, 0, 0, 1]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+def test_labels_of_every_integer_dtype_mean_the_same(dtype):
+    x, labels = make("random", 40, 3, 5)
+    found = F.nearest_positive(
+        x, labels.to(dtype), x, labels.to(dtype), self_index=torch.arange(40)
+    )
+    assert_same_bits(found, F.nearest_positive(x, labels))
+
+
+@each_backend
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [2**24, 2**24 + 1, 2**24],
+        [2**53, 2**53 + 1, 2**53],
+        [-(2**63), 2**63 - 1, -(2**63)],
+        [2**63 - 1, -(2**63), 2**63 - 1],
+        [-1, 0, -1],
+    ],
+)
+def test_labels_are_compared_as_int64(backend, labels):
+    x = torch.tensor([[0.0], [1.0], [5.0]])
+    with use_backend(backend):
+        assert F.nearest_positive(x, torch.tensor(labels)).index.tolist() == [2, -1, 0]
+        assert F.hardest_negative(x, torch.tensor(labels)).index.tolist() == [1, 0, 1]
+
+
+def test_uint64_labels_above_int64_stay_distinct():
+    labels = torch.tensor([2**64 - 1, 2**64 - 2, 2**64 - 1], dtype=torch.uint64)
+    assert F.nearest_positive(torch.eye(3), labels).index.tolist() == [2, -1, 0]
+
+
+# --- beyond ---------------------------------------------------------------------------------------
+
+
+@each_metric
+@each_backend
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_distance_handed_in_as_it_is_selects_the_next_one_and_none_twice(metric, backend, dtype):
+    x, labels = make("collapsed", 60, 3, 4, dtype=dtype)
+    with use_backend(backend):
+        hardest = F.hardest_negative(x, labels, metric=metric)
+        beyond = hardest.distance
+        ascending = [beyond]
+        for _ in range(60):
+            beyond = F.semihard_negative(x, labels, beyond=beyond, metric=metric).distance
+            ascending.append(beyond)
+    value = oracle.values(x, x, metric)
+    returned = torch.from_numpy(oracle.distances(value, metric, dtype))
+    for i, sequence in enumerate(torch.stack(ascending, 1)):
+        expected = returned[i][labels != labels[i]].unique()
+        assert sequence[: len(expected)].tolist() == expected.tolist()
+        assert sequence[len(expected) :].isinf().all()
+
+
+@each_metric
+@each_backend
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_boundary_of_beyond_is_one_unit_in_the_last_place(metric, backend, dtype):
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(50, 4, generator=generator, dtype=dtype)
+    references = torch.randn(50, 4, generator=generator, dtype=dtype)
+    labels, others = torch.zeros(50, dtype=torch.int64), torch.arange(50) + 1
+
+    def select(beyond: Tensor) -> Tensor:
+        return F.semihard_negative(x, labels, references, others, beyond=beyond, metric=metric)[1]
+
+    with use_backend(backend):
+        found = F.hardest_negative(x, labels, references, others, metric=metric)
+        just_below = torch.nextafter(found.distance, torch.tensor(-math.inf, dtype=dtype))
+        assert torch.equal(select(just_below), found.index)
+        assert not (select(found.distance) == found.index).any()
+
+
+@each_backend
+def test_a_float32_distance_is_compared_after_rounding(backend):
+    # The value of the only negative is above 1; its distance in float32 is 1.
+    x, labels = torch.tensor([[0.0, 0.0]]), torch.tensor([0])
+    references, others = torch.tensor([[1.0, 2.0**-14]]), torch.tensor([1])
+    with use_backend(backend):
+        beyond = F.hardest_negative(x, labels, references, others).distance
+        assert beyond.tolist() == [1.0]
+        assert F.semihard_negative(x, labels, references, others, beyond=beyond).index == -1
+
+
+@each_metric
+@each_backend
+@pytest.mark.parametrize("beyond", [math.inf, math.nan])
+def test_nothing_is_beyond_infinity_or_nan(metric, backend, beyond):
+    x, labels = make("random", 12, 3, 3)
+    with use_backend(backend):
+        found = F.semihard_negative(x, labels, beyond=torch.full((12,), beyond), metric=metric)
+    assert (found.index == -1).all()
+    assert found.distance.isinf().all()
+
+
+@each_metric
+@each_backend
+def test_everything_is_beyond_minus_infinity(metric, backend):
+    x, labels = make("random", 12, 3, 3)
+    with use_backend(backend):
+        found = F.semihard_negative(x, labels, beyond=torch.full((12,), -math.inf), metric=metric)
+        assert_same_bits(found, F.hardest_negative(x, labels, metric=metric))
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float8_e5m2], ids=str)
+def test_beyond_may_have_any_floating_dtype(dtype):
+    x, labels = make("random", 30, 3, 3)
+    found = F.semihard_negative(x, labels, beyond=torch.full((30,), 1.5).to(dtype))
+    assert_same_bits(found, F.semihard_negative(x, labels, beyond=torch.full((30,), 1.5)))
+
+
+@each_backend
+@pytest.mark.parametrize(("metric", "beyond"), [("euclidean", 3.0), ("dot", 3.0), ("cosine", 1.7)])
+def test_missing_hardest_falls_back_to_the_nearest_negative(backend, metric, beyond):
+    x, labels = make("random", 40, 3, 3)
+    threshold = {"beyond": torch.full((40,), beyond), "metric": metric}
+    with use_backend(backend):
+        dropped = F.semihard_negative(x, labels, **threshold)
+        filled = F.semihard_negative(x, labels, **threshold, missing="hardest")
+        hardest = F.hardest_negative(x, labels, metric=metric)
+    none = dropped.index < 0
+    assert 0 < none.sum() < 40
+    assert torch.equal(filled.index, torch.where(none, hardest.index, dropped.index))
+    assert torch.equal(filled.distance, torch.where(none, hardest.distance, dropped.distance))
+
+
+@each_backend
+def test_missing_hardest_finds_a_negative_whose_distance_overflows(backend):
+    # <x, y> = 1e40 is -inf as a float32 distance, and still the nearest.
+    x, labels = torch.tensor([[1e20], [1e20]]), torch.tensor([0, 1])
+    with use_backend(backend):
+        found = F.semihard_negative(
+            x, labels, beyond=torch.zeros(2), metric="dot", missing="hardest"
+        )
+        assert_same_bits(found, F.hardest_negative(x, labels, metric="dot"))
+
+
+def test_missing_hardest_finds_nothing_without_negatives():
+    found = F.semihard_negative(
+        torch.eye(3), torch.zeros(3, dtype=torch.int64), beyond=torch.zeros(3), missing="hardest"
+    )
+    assert found.index.tolist() == [-1] * 3
+
+
+@each_backend
+def test_min_distance_passes_over_exact_duplicates(backend):
+    x = torch.tensor([[0.0], [0.0], [1.0], [3.0]])
+    labels = torch.zeros(4, dtype=torch.int64)
+    with use_backend(backend):
+        assert F.nearest_positive(x, labels).index.tolist() == [1, 0, 0, 2]
+        assert F.nearest_positive(x, labels, min_distance=0.0).index.tolist() == [2, 2, 0, 2]
+        assert F.nearest_positive(x, labels, min_distance=1).index.tolist() == [3, 3, 3, 2]
+        assert F.nearest_positive(x, labels, min_distance=3.0).index.tolist() == [-1] * 4
+
+
+def test_no_gradient_flows_to_beyond():
+    x, labels = make("random", 10, 3, 2)
+    beyond = torch.zeros(10, requires_grad=True)
+    assert not F.semihard_negative(x, labels, beyond=beyond).distance.requires_grad
+
+
+# --- NaN and infinity -----------------------------------------------------------------------------
+
+
+@each_selection
+@each_metric
+@each_backend
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("form", ["batch", "references"])
+def test_rows_that_are_not_finite_follow_the_oracle(selection, metric, backend, bad, form):
+    problem = Problem("random", form)
+    problem.x[[0, 50, 136], [0, 3, 4]] = bad
+    if form == "references":
+        problem.others["references"][[1, 77, 200], [4, 0, 2]] = bad
+    with use_backend(backend):
+        found = problem.library(selection, metric)
+    assert_same_bits(found, problem.oracle(selection, metric))
+
+
+@each_selection
+@each_metric
+@each_backend
+def test_a_nan_candidate_is_never_chosen(selection, metric, backend):
+    problem = Problem("random", "references")
+    problem.others["references"][::2, 1] = math.nan
+    with use_backend(backend):
+        found = problem.library(selection, metric)
+    assert (found.index[found.index >= 0] % 2 == 1).all()
+    assert (found.index >= 0).sum() > 100
+    assert not found.distance.isnan().any()
+
+
+@each_selection
+@each_metric
+@each_backend
+def test_a_nan_anchor_has_distance_and_gradient_nan_and_spoils_no_other(selection, metric, backend):
+    x, labels = make("random", 40, 3, 4)
+    x[7, 1] = math.nan
+    x.requires_grad_()
+    with use_backend(backend):
+        distance = distance_only(selection, metric=metric)(x, labels)
+    assert distance.isnan().nonzero().tolist() == [[7]]
+    distance.sum().backward()
+    assert x.grad.isnan().any(1).nonzero().tolist() == [[7]]
+    assert x.grad[7].isnan().all()
+
+
+@each_backend
+def test_a_nan_anchor_alone_in_its_class_has_distance_nan(backend):
+    x = torch.tensor([[math.nan], [1.0], [2.0]])
+    with use_backend(backend):
+        found = F.nearest_positive(x, torch.tensor([0, 1, 1]))
+    assert found.index.tolist() == [-1, 2, 1]
+    assert found.distance.isnan().tolist() == [True, False, False]
+
+
+# --- gradients ------------------------------------------------------------------------------------
+
+
+@each_selection
+@each_metric
+@pytest.mark.parametrize("form", ["batch", "references and self_index"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_the_gradient_is_that_of_the_chosen_distances(selection, metric, form, dtype):
+    problem = Problem("random", form, dtype)
+    problem.x.requires_grad_()
+    leaves = [problem.x]
+    if form != "batch":
+        leaves.append(problem.others["references"].requires_grad_())
+    found = problem.library(selection, metric)
+    weight = torch.randn(137, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weight[found.index < 0] = 0.0
+    distance = torch.where(found.index >= 0, found.distance, 0.0)
+    actual = torch.autograd.grad((weight * distance).sum(), leaves)
+    weights = torch.zeros(137, len(leaves[-1]), dtype=torch.float64)
+    weights.scatter_(1, found.index.clamp(min=0)[:, None], weight[:, None])
+    expected = oracle.triplet_gradients(
+        weights, problem.x, problem.others.get("references"), metric
+    )
+    # The sums are rounded once to the dtype (within a batch twice, and added there); the upstream
+    # gradient was rounded to float32 first. float64 allows a thousand roundings.
+    tolerance = {torch.float64: 1e-13, torch.float32: 4e-7, torch.bfloat16: 3e-2}[dtype]
+    for a, e in zip(actual, expected, strict=False):
+        assert a.dtype == dtype
+        assert oracle.relative_error(a, e) < tolerance
+
+
+@each_selection
+@each_metric
+def test_the_gradients_of_kernel_and_reference_agree(selection, metric):
+    for kind in ("random", "tied", "duplicated", "collapsed"):
+        problem = Problem(kind, "references and self_index", torch.float64)
+        leaves = (problem.x.requires_grad_(), problem.others["references"].requires_grad_())
+        gradients = []
+        for backend in ("kernel", "reference"):
+            with use_backend(backend):
+                distance = problem.library(selection, metric).distance
+            total = distance.masked_fill(distance.isinf(), 0.0).sin().sum()
+            gradients.append(torch.cat(torch.autograd.grad(total, leaves)))
+        # Both add float64; the order of the terms of a dot product may differ: for points that
+        # are all but equal, differences of numbers near 1 lose another 1e4.
+        assert oracle.relative_error(*gradients) < 1e-10
+
+
+@each_selection
+@each_metric
+def test_gradcheck_of_the_reference(selection, metric):
+    # Points in general position: no step of gradcheck, 1e-6, changes a choice.
+    x, labels = make("random", 9, 3, 3, dtype=torch.float64)
+    references, others = make("random", 8, 3, 3, seed=1, dtype=torch.float64)
+    function = distance_only(selection, metric=metric)
+
+    def finite(x: Tensor, references: Tensor) -> Tensor:
+        distance = function(x, labels, references, others)
+        return distance[distance.isfinite()]
+
+    with use_backend("reference"):
+        assert torch.autograd.gradcheck(
+            finite, (x.requires_grad_(), references.requires_grad_()), atol=1e-6
+        )
+
+
+@each_backend
+@pytest.mark.parametrize("selection", ["nearest_positive", "farthest_positive"])
+def test_the_gradient_at_distance_0_is_0(backend, selection):
+    x = torch.ones(4, 3, requires_grad=True)
+    with use_backend(backend):
+        getattr(F, selection)(x, torch.zeros(4, dtype=torch.int64)).distance.sum().backward()
+    assert x.grad.tolist() == [[0.0] * 3] * 4
+
+
+@each_backend
+def test_a_zero_vector_has_cosine_distance_1_and_gradient_0(backend):
+    x = torch.tensor([[0.0, 0.0], [3.0, 4.0]], requires_grad=True)
+    with use_backend(backend):
+        found = F.nearest_positive(x, torch.tensor([0, 0]), metric="cosine")
+        found.distance.sum().backward()
+    assert found.distance.tolist() == [1.0, 1.0]
+    assert x.grad.tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+@each_backend
+def test_indices_carry_no_gradient(backend):
+    x, labels = make("random", 10, 3, 2)
+    with use_backend(backend):
+        found = F.nearest_positive(x.requires_grad_(), labels)
+    assert found.distance.requires_grad
+    assert not found.index.requires_grad
+
+
+@each_backend
+def test_a_gradient_flows_to_references_alone(backend):
+    x, labels = make("random", 6, 3, 2)
+    references = x.clone().requires_grad_()
+    with use_backend(backend):
+        F.hardest_negative(x, labels, references, labels).distance.sum().backward()
+    assert references.grad.norm() > 0
+
+
+@each_backend
+def test_a_second_backward_raises(backend):
+    x, labels = make("random", 6, 3, 2)
+    x.requires_grad_()
+    with use_backend(backend):
+        distance = F.nearest_positive(x, labels).distance.sum()
+        (gradient,) = torch.autograd.grad(distance, x, create_graph=True)
+        # x.sum() keeps a graph alive: a gradient that was silently constant would pass.
+        with pytest.raises(RuntimeError, match="differentiate"):
+            (gradient.square().sum() + x.sum()).backward()
+
+
+# --- what torch does around it --------------------------------------------------------------------
+
+
+def _all_calls(x: Tensor, references: Tensor) -> Callable[[], None]:
+    labels, others = torch.arange(len(x)) % 3, torch.arange(len(references)) % 3
+
+    def run() -> None:
+        results = [
+            F.nearest_positive(x, labels),
+            F.farthest_positive(x, labels, references, others, metric="cosine"),
+            F.hardest_negative(x, labels, references, others, self_index=labels, metric="dot"),
+            F.semihard_negative(x, labels, beyond=torch.ones(len(x), 2), missing="hardest"),
+        ]
+        sum(r.distance.sum() for r in results).backward()
+
+    return run
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_opcheck_accepts_every_operator_of_the_family(dtype, operator_calls):
+    x, references = (torch.randn(n, 3, dtype=dtype, requires_grad=True) for n in (9, 12))
+    calls = operator_calls(_all_calls(x, references))
+    assert {f.overloadpacket.__name__ for f, _ in calls} == {
+        name.removeprefix("dmlfast::")
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("dmlfast::neighbors_")
+    }
+    for function, arguments in calls:
+        backward = function.overloadpacket.__name__.endswith("_backward")
+        copies = tuple(
+            a.detach().clone().requires_grad_(a.is_floating_point() and not backward)
+            if isinstance(a, Tensor)
+            else a
+            for a in arguments
+        )
+        torch.library.opcheck(function, copies)
+
+
+# Inductor treats the operators as opaque: tracing and ahead-of-time autograd are what can fail,
+# and need no C++ compiler.
+compile_whole = partial(torch.compile, backend="aot_eager", fullgraph=True)
+
+
+@each_selection
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_whole_forward_and_backward(selection, dynamic):
+    function = distance_only(selection)
+    compiled = compile_whole(function, dynamic=dynamic)
+    for n in (24, 35):
+        x, labels = make("clustered", n, 4, 3)
+        leaves = x.clone().requires_grad_(), x.clone().requires_grad_()
+        expected, actual = function(leaves[0], labels), compiled(leaves[1], labels)
+        assert_same_bits((actual,), (expected,))
+        for distance in (expected, actual):
+            distance.masked_fill(distance.isinf(), 0.0).sum().backward()
+        assert_same_bits((leaves[1].grad,), (leaves[0].grad,))
+    torch.compiler.reset()
+
+
+def test_compiles_whole_with_references_and_a_changing_min_distance():
+    x, labels = make("clustered", 24, 4, 3)
+    function = partial(F.nearest_positive, x, labels, x, labels, self_index=torch.arange(24))
+    compiled = compile_whole(lambda least: function(min_distance=least).distance, dynamic=True)
+    for least in (0.0, 0.05, 0.1):
+        assert_same_bits((compiled(least),), (function(min_distance=least).distance,))
+    torch.compiler.reset()
+
+
+def test_the_reference_compiles_whole_too():
+    x, labels = make("clustered", 24, 4, 3)
+    function = distance_only("nearest_positive")
+    x.requires_grad_()
+    with use_backend("reference"):
+        actual = compile_whole(function)(x, labels)
+    assert_same_bits((actual,), (function(x, labels),))
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_autocast_leaves_the_dtype_it_receives(dtype):
+    problem = Problem("random", "batch", dtype)
+    expected = problem.library("hardest_negative", "cosine")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same_bits(problem.library("hardest_negative", "cosine"), expected)
+
+
+def test_runs_in_inference_mode():
+    x, labels = make("random", 20, 3, 2)
+    with torch.inference_mode():
+        found = F.nearest_positive(x, labels)
+    assert_same_bits(found, F.nearest_positive(x, labels))
+
+
+def test_the_inputs_are_left_alone():
+    problem = Problem("random", "references and self_index")
+    tensors = [problem.x, problem.labels, *problem.others.values()]
+    before = [t.clone() for t in tensors]
+    for selection in SELECTIONS:
+        problem.library(selection, "cosine")
+    assert_same_bits(tensors, before)
+
+
+# --- properties -----------------------------------------------------------------------------------
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    """Small batches full of ties, zero vectors and classes of every size."""
+    n, d = draw(st.integers(1, 20)), draw(st.integers(1, 3))
+    points = draw(hnp.arrays(np.float32, (n, d), elements=st.integers(-3, 3)))
+    classes = draw(hnp.arrays(np.int64, n, elements=st.integers(0, 3)))
+    return torch.from_numpy(points), torch.from_numpy(classes)
+
+
+property_test = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+metrics = st.sampled_from(METRICS)
+
+
+@property_test
+@given(batches(), metrics)
+def test_the_choice_is_a_candidate_and_no_candidate_is_better(batch, metric):
+    x, labels = batch
+    value = torch.from_numpy(oracle.values(x, x, metric))
+    same = labels[:, None] == labels
+    positive = same & ~torch.eye(len(x), dtype=torch.bool)
+    for selection, candidates, sign in (
+        ("nearest_positive", positive, 1),
+        ("farthest_positive", positive, -1),
+        ("hardest_negative", ~same, 1),
+    ):
+        found = getattr(F, selection)(x, labels, metric=metric)
+        for i, j in enumerate(found.index.tolist()):
+            allowed = candidates[i].nonzero()[:, 0].tolist()
+            assert (j in allowed) if allowed else j == -1
+            for other in allowed:
+                better = (sign * value[i, other], other) < (sign * value[i, j], j)
+                assert not better
+
+
+@property_test
+@given(batches(), metrics)
+def test_renaming_the_classes_changes_nothing(batch, metric):
+    x, labels = batch
+    renamed = torch.tensor([2**40, -7, 12, -(2**62)])[labels]
+    for selection in SELECTIONS:
+        function = distance_only(selection, metric=metric)
+        assert_same_bits((function(x, renamed),), (function(x, labels),))
+    assert_same_bits(
+        F.hardest_negative(x, renamed, metric=metric), F.hardest_negative(x, labels, metric=metric)
+    )
+
+
+@property_test
+@given(batches(), metrics, st.randoms(use_true_random=False))
+def test_permuting_the_rows_permutes_the_distances(batch, metric, shuffle):
+    x, labels = batch
+    order = list(range(len(x)))
+    shuffle.shuffle(order)
+    for selection in SELECTIONS:
+        function = distance_only(selection, metric=metric)
+        assert_same_bits((function(x[order], labels[order]),), (function(x, labels)[order],))
+
+
+@property_test
+@given(batches(), metrics)
+def test_the_batch_as_its_own_references_changes_nothing(batch, metric):
+    x, labels = batch
+    own = {"self_index": torch.arange(len(x)), "metric": metric}
+    for selection in ("nearest_positive", "farthest_positive", "hardest_negative"):
+        function = getattr(F, selection)
+        assert_same_bits(
+            function(x, labels, x.clone(), labels.clone(), **own),
+            function(x, labels, metric=metric),
+        )
+
+
+@property_test
+@given(batches(), st.integers(-20, 20))
+def test_scaling_by_a_power_of_two_scales_the_distances(batch, exponent):
+    x, labels = batch
+    for selection in ("nearest_positive", "farthest_positive", "hardest_negative"):
+        found = getattr(F, selection)(x, labels)
+        scaled = getattr(F, selection)(x * 2.0**exponent, labels)
+        assert_same_bits(scaled, (found.distance * 2.0**exponent, found.index))
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+X, LABELS = make("random", 6, 3, 2)
+META = X.to("meta")
+PAIRS = {"references": X, "reference_labels": LABELS}
+ERRORS = {
+    "x is a list": ({"x": [[1.0]]}, TypeError, r"x: expected a torch.Tensor, got list"),
+    "x is 3-D": ({"x": X[None]}, ValueError, r"x: expected a 2-D tensor.*got \(1, 6, 3\)"),
+    "x is 1-D": ({"x": X[0]}, ValueError, r"x: expected a 2-D tensor.*got \(3,\)"),
+    "x is integer": ({"x": X.long()}, TypeError, r"x: expected float16.*got .*torch.int64"),
+    "x is complex": ({"x": X + 0j}, TypeError, r"x: expected float16.*got .*torch.complex64"),
+    "x is sparse": (
+        {"x": X.to_sparse()},
+        (TypeError, ValueError),
+        r"x: expected .*dense.*got torch.sparse_coo",
+    ),
+    "labels are missing": ({"labels": None}, TypeError, r"labels: expected a torch.Tensor"),
+    "labels are float": ({"labels": LABELS.float()}, TypeError, r"labels: expected an integer"),
+    "labels are bool": ({"labels": LABELS > 0}, TypeError, r"labels: expected an integer dtype"),
+    "labels are too few": ({"labels": LABELS[:5]}, ValueError, r"labels: expected shape \(6,\)"),
+    "labels are 2-D": ({"labels": LABELS[:, None]}, ValueError, r"labels: .*\(6,\), got \(6, 1\)"),
+    "labels are elsewhere": ({"labels": LABELS.to("meta")}, ValueError, r"labels: .*cpu, got"),
+    "references lack labels": ({"references": X}, ValueError, r"reference_labels: expected"),
+    "labels lack references": (
+        {"reference_labels": LABELS},
+        ValueError,
+        r"reference_labels: .*without references",
+    ),
+    "self_index lacks references": (
+        {"self_index": LABELS},
+        ValueError,
+        r"self_index: .*without references",
+    ),
+    "references have other dimensions": (
+        {**PAIRS, "references": X[:, :2]},
+        ValueError,
+        r"references: expected 3 dim.*got \(6, 2\)",
+    ),
+    "references have another dtype": (
+        {**PAIRS, "references": X.double()},
+        TypeError,
+        r"references: expected torch.float32.*got",
+    ),
+    "references are elsewhere": (
+        {**PAIRS, "references": META},
+        ValueError,
+        r"references: expected the device.*cpu.*meta",
+    ),
+    "references are 1-D": (
+        {**PAIRS, "references": X[0]},
+        ValueError,
+        r"references: expected a 2-D",
+    ),
+    "reference_labels are too few": (
+        {**PAIRS, "reference_labels": LABELS[:2]},
+        ValueError,
+        r"reference_labels: .*\(6,\), got",
+    ),
+    "reference_labels are float": (
+        {**PAIRS, "reference_labels": LABELS.double()},
+        TypeError,
+        r"reference_labels: .*integer",
+    ),
+    "self_index is float": (
+        {**PAIRS, "self_index": X[:, 0]},
+        TypeError,
+        r"self_index: expected an integer dtype",
+    ),
+    "self_index is too long": (
+        {**PAIRS, "self_index": torch.arange(7)},
+        ValueError,
+        r"self_index: .*\(6,\), got \(7,\)",
+    ),
+    "the metric is unknown": ({"metric": "l2"}, ValueError, r"metric: expected one of.*got 'l2'"),
+    "the metric is no name": ({"metric": 2}, ValueError, r"metric: expected one of.*got 2"),
+}
+
+
+@each_selection
+@each_backend
+@pytest.mark.parametrize("mistake", ERRORS)
+def test_a_mistake_is_named_before_any_work(selection, backend, mistake):
+    arguments, error, message = ERRORS[mistake]
+    if selection == "semihard_negative":
+        arguments = {**arguments, "beyond": torch.zeros(6)}
+    with use_backend(backend), pytest.raises(error, match=message):
+        getattr(F, selection)(**{"x": X, "labels": LABELS, **arguments})
+
+
+@each_backend
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"beyond": 1.0}, TypeError, r"beyond: expected a torch.Tensor, got float"),
+        ({"beyond": LABELS}, TypeError, r"beyond: expected a floating dtype, got .*int64"),
+        ({"beyond": torch.zeros(5)}, ValueError, r"beyond: expected shape \(6,\).*got \(5,\)"),
+        ({"beyond": torch.zeros(1, 6)}, ValueError, r"beyond: expected shape .*got \(1, 6\)"),
+        ({"beyond": torch.zeros(6, 1, 1)}, ValueError, r"beyond: expected shape .*\(6, 1, 1\)"),
+        ({"beyond": torch.zeros(())}, ValueError, r"beyond: expected shape .*got \(\)"),
+        ({"beyond": META[:, 0]}, ValueError, r"beyond: expected the device of x, cpu, got .*meta"),
+        ({"missing": "none"}, ValueError, r"missing: expected one of .*got 'none'"),
+    ],
+)
+def test_a_mistake_of_semihard_negative_is_named(backend, arguments, error, message):
+    with use_backend(backend), pytest.raises(error, match=message):
+        F.semihard_negative(X, LABELS, **{"beyond": torch.zeros(6), **arguments})
+
+
+@pytest.mark.parametrize("least", ["0", True, torch.zeros(1)])
+def test_min_distance_must_be_a_number(least):
+    with pytest.raises(TypeError, match=r"min_distance: expected a number, got"):
+        F.nearest_positive(X, LABELS, min_distance=least)
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def test_eps_at_32768_rows_needs_less_than_200_megabytes(resident_growth):
+    # One N x N matrix in float32 would be 4295 MB; the embeddings are 17 MB.
+    growth = resident_growth(
+        "x = torch.randn(32768, 128, requires_grad=True); labels = torch.arange(32768) % 4096",
+        'F.triplet_margin_loss(x, labels, margin=0.2, positives="nearest", '
+        'negatives="semihard").backward()',
+    )
+    assert growth < 200e6
