@@ -86,14 +86,73 @@ def test_a_step_of_the_eps_loss_has_the_same_bits_a_hundred_times():
 def test_kernels_run_on_the_current_stream():
     x, labels = make("random", 2000, 64, 40)
     expected = F.hardest_negative(x, labels).index
+    source, labels = x.cuda(), labels.cuda()
+    late = torch.zeros_like(source)
+    torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        moved = torch.empty_like(x, device="cuda")
-        torch.cuda._sleep(10_000_000)
-        moved.copy_(x)
-        found = F.hardest_negative(moved, labels.cuda()).index
+        # A kernel on another stream would not wait for the copy and would see zeros.
+        torch.cuda._sleep(100_000_000)
+        late.copy_(source)
+        found = F.hardest_negative(late, labels).index
     stream.synchronize()
     assert torch.equal(found.cpu(), expected)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("missing", ["drop", "hardest"])
+def test_references_thresholds_and_strides_are_those_of_the_cpu(metric, missing):
+    y, reference_labels = make("duplicated", 301, 20, 9)
+    x, labels = y[::3, 1:18].clone(), reference_labels[::3]
+    y = y[:, 1:18]
+    beyond = torch.linspace(-1, 3, 2 * len(x)).reshape(-1, 2)
+    results = []
+    for device in ("cpu", "cuda"):
+        leaves = [t.to(device).requires_grad_() for t in (x, y)]
+        # The transpose of a transpose: rows that are not contiguous.
+        anchors, references = (t.t().contiguous().t() for t in leaves)
+        found = F.semihard_negative(
+            anchors,
+            labels.to(device),
+            references,
+            reference_labels.to(device),
+            beyond=beyond.to(device),
+            self_index=torch.arange(0, 301, 3, device=device),
+            metric=metric,
+            missing=missing,
+        )
+        torch.where(found.index >= 0, found.distance, 0).sum().backward()
+        results.append([t.detach().cpu() for t in (*found, leaves[0].grad, leaves[1].grad)])
+    cpu, cuda = results
+    assert torch.equal(cuda[0], cpu[0])
+    assert torch.equal(cuda[1], cpu[1])
+    torch.testing.assert_close(cuda[2:], cpu[2:], rtol=1e-5, atol=1e-6)
+
+
+def test_more_anchors_than_a_grid_has_blocks():
+    x, labels = make("random", 70_000, 2, 35_000)
+    assert torch.equal(
+        F.nearest_positive(x.cuda(), labels.cuda()).index.cpu(), F.nearest_positive(x, labels).index
+    )
+
+
+def test_an_anchor_that_is_not_finite_is_not_lost():
+    x = torch.randn(6, 3, device="cuda")
+    x[0, 0], x[3, 1] = torch.nan, torch.inf
+    x.requires_grad_()
+    loss = TripletMarginLoss(margin=0.2, positives="nearest", negatives="semihard")(
+        x, torch.arange(6, device="cuda") // 2
+    )
+    loss.backward()
+    assert loss.isnan()
+    assert x.grad[[0, 3]].isnan().any(1).all()
+
+
+def test_plain_torch_serves_what_has_no_kernel():
+    x, labels = make("clustered", 60, 8, 6)
+    with pytest.warns(RuntimeWarning, match="contrast"):
+        found = F.triplet_margin_loss(x.cuda(), labels.cuda())
+    torch.testing.assert_close(found.cpu(), F.triplet_margin_loss(x, labels))
 
 
 def test_a_compiled_loss_is_the_eager_one():

@@ -12,7 +12,11 @@
 namespace dmlfast::cuda {
 
 constexpr int kThreads = 128;
-constexpr unsigned kMaximumGrid = 65535;
+#ifndef DMLFAST_MAXIMUM_GRID
+#define DMLFAST_MAXIMUM_GRID 65535
+#endif
+// Blocks of a launch; they go on to further rows where there are more.
+constexpr unsigned kMaximumGrid = DMLFAST_MAXIMUM_GRID;
 
 // The type through which elements convert to and from float64: 16-bit types go by float.
 template <class T>
