@@ -121,7 +121,8 @@ def picture(name: str, folder: Path) -> None:
         "nearest": "Nearest positive (EPS): the digits stay apart",
     }
     entries = []
-    test = data_sets.load(name).test
+    data = data_sets.load(name)
+    test = data.test
     for place, positives in enumerate(POSITIVES):
         run_folder, config = RunFolder.open(folder / f"{name}-{positives}-0")
         model = ConvolutionalEmbedding(
@@ -135,7 +136,8 @@ def picture(name: str, folder: Path) -> None:
             torch.nn.functional.normalize(embed(model, test.images)),
             test.subclasses,
             labels=test.labels,
-            subclass_names=data_sets.load(name).subclass_names,
+            subclass_names=data.subclass_names,
+            class_names=data.class_names,
             title=f"{titles[positives]}\n(sub-class MAP@R {metrics['subclass']['map@r']:.2f})",
         )
     figure.legend(handles=entries, loc="outside right center", frameon=False)

@@ -24,7 +24,7 @@ class _State(threading.local):
     """The backend of this thread."""
 
     def __init__(self) -> None:
-        self.name = _check(os.environ.get("DMLFAST_BACKEND") or "kernel", "DMLFAST_BACKEND")
+        self.name = os.environ.get("DMLFAST_BACKEND") or "kernel"
         # Here, not in use_backend: one decorator serves the calls of many threads.
         self.previous: list[str] = []
 
@@ -33,8 +33,13 @@ _state = _State()
 
 
 def backend_name() -> str:
-    """The backend of this thread."""
-    return _state.name
+    """The backend of this thread.
+
+    Raises:
+        ValueError: `DMLFAST_BACKEND` names another.
+    """
+    # Here, not at import: the command line can then say it in a sentence.
+    return _check(_state.name, "DMLFAST_BACKEND")
 
 
 class use_backend(ContextDecorator):
@@ -75,7 +80,7 @@ def uses_kernel(family: str, device: torch.device) -> bool:
     Raises:
         RuntimeError: the kernels are wanted, but the compiled library is not there.
     """
-    if _state.name == "reference":
+    if backend_name() == "reference":
         return False
     if not _library.cpu_status.loaded:
         raise RuntimeError(

@@ -159,7 +159,7 @@ def test_dmlfast_backend_sets_the_default(run_python, name):
 
 
 def test_a_wrong_dmlfast_backend_is_named(run_python):
-    done = run_python("import dmlfast", DMLFAST_BACKEND="fast")
+    done = run_python(USE_BOTH_FAMILIES, DMLFAST_BACKEND="fast")
     assert done.returncode != 0
     assert done.stderr.splitlines()[-1] == (
         "ValueError: DMLFAST_BACKEND: expected one of ('kernel', 'reference'), got 'fast'"

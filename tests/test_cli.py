@@ -6,10 +6,14 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from training_runs import without_drawing
 
+import dmlfast
+from dmlfast import _backend
 from dmlfast._library import info_text
 from dmlfast.cli import main
 from dmlfast.training import Progress
@@ -47,15 +51,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _quick_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the drawing, most of the time of a tiny run, to the fixture `finished`."""
-    import dmlfast.plots
-
-    for name, position in (("plot_curves", 1), ("plot_embedding", 2)):
-        monkeypatch.setattr(
-            dmlfast.plots,
-            name,
-            lambda *arguments, position=position, **_: arguments[position].write_bytes(b"png"),
-        )
+    """Leave the drawing to the fixture `finished`."""
+    without_drawing(monkeypatch)
 
 
 @pytest.fixture
@@ -99,6 +96,41 @@ def test_the_package_runs_as_a_module() -> None:
     assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == (
         info_text().strip()
     )
+
+
+@pytest.mark.parametrize("command", ["info", "train"])
+@pytest.mark.parametrize("variable", ["DMLFAST_BACKEND", "DMLFAST_CPU_ISA"])
+def test_a_wrong_environment_variable_is_one_sentence(
+    command: str,
+    variable: str,
+    run_python: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+) -> None:
+    code = f"import sys; from dmlfast.cli import main; sys.exit(main([{command!r}]))"
+    done = run_python(code, tmp_path, **{variable: "mmx"})
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"Error: {variable}: expected one of ")
+    assert done.stderr.endswith("got 'mmx'.\n")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_failure_to_name_the_backend_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> str:
+        raise ValueError("DMLFAST_BACKEND: expected a backend, got 'mmx'")
+
+    monkeypatch.setattr(_backend, "backend_name", fail)
+    assert "DMLFAST_BACKEND" in error_of(capsys, "info")
+
+
+def test_commands_that_do_not_import_are_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "dmlfast.cli.commands", None)
+    assert main(["train"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,6 +216,25 @@ def test_an_interrupted_run_is_saved_and_resumes_to_the_same_numbers(
         assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
 
 
+def test_a_run_resumes_with_the_backend_that_it_was_started_with(
+    tmp_path: Path,
+    interrupt_after_first_step: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with dmlfast.use_backend("reference"):
+        assert main([*SMALL, "--out", str(tmp_path)]) == 130
+    interrupt_after_first_step.undo()
+    asked: list[str] = []
+    use_backend = dmlfast.use_backend
+    monkeypatch.setattr(
+        dmlfast, "use_backend", lambda name: (asked.append(name), use_backend(name))[1]
+    )
+    without_drawing(monkeypatch)
+    with use_backend("kernel"):
+        assert main(["train", "--resume", "--out", str(tmp_path)]) == 0
+    assert asked == ["reference"]
+
+
 def test_resume_accepts_an_option_that_agrees(finished: Path) -> None:
     assert main(["train", "--resume", "--out", str(finished), "--steps", "3"]) == 0
 
@@ -239,7 +290,7 @@ def test_train_refuses_an_unknown_data_set(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_train_refuses_a_setting_outside_its_limits(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "steps must be at least 1, got 0" in error_of(capsys, "train", "--steps", "0")
+    assert "steps: expected at least 1, got 0" in error_of(capsys, "train", "--steps", "0")
 
 
 def test_train_refuses_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:

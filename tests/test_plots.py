@@ -92,11 +92,15 @@ def test_projection_of_fewer_rows_than_columns_is_defined(shape: tuple[int, int]
 @pytest.mark.parametrize(
     ("embeddings", "error", "message"),
     [
-        ([[1.0]], TypeError, "embeddings must be a floating-point Tensor, got list"),
+        ([[1.0]], TypeError, "embeddings: expected a floating-point Tensor, got list"),
         (torch.zeros(3, 2).long(), TypeError, "floating-point Tensor, got torch.int64"),
-        (torch.zeros(3), ValueError, r"embeddings must have shape .* got \(3,\)"),
-        (torch.zeros(0, 3), ValueError, r"embeddings must have shape .* got \(0, 3\)"),
-        (torch.tensor([[math.nan, 1.0]]), ValueError, "embeddings must be finite, got 1 of 1"),
+        (torch.zeros(3), ValueError, r"embeddings: expected shape .* got \(3,\)"),
+        (torch.zeros(0, 3), ValueError, r"embeddings: expected shape .* got \(0, 3\)"),
+        (
+            torch.tensor([[math.nan, 1.0]]),
+            ValueError,
+            "embeddings: expected finite rows, got 1 of 1",
+        ),
     ],
 )
 def test_projection_names_what_is_wrong(
@@ -157,6 +161,20 @@ def test_draw_embedding_names_subclasses_by_id(kind: type) -> None:
     assert [text for text, _ in legend(subclass_names=named)] == names
 
 
+@pytest.mark.parametrize("kind", [list, dict])
+def test_draw_embedding_names_classes_by_label(kind: type) -> None:
+    _, ids = sample()
+    names = ["even", "odd"]
+    named = kind(enumerate(names)) if kind is dict else names
+    assert [text for text, _ in legend(labels=ids % 2, class_names=named)[12:]] == names
+
+
+def test_draw_embedding_without_class_markers_needs_no_class_names() -> None:
+    _, ids = sample()
+    assert legend(labels=ids, class_names=[]) == legend()
+    assert legend(class_names=[]) == legend()
+
+
 def test_draw_embedding_has_no_legend_beyond_twenty_subclasses() -> None:
     x, ids = sample(21)
     assert draw_embedding(matplotlib_figure.Figure().add_subplot(), x, ids) == []
@@ -185,14 +203,19 @@ def test_draw_embedding_states_the_share_of_the_variance() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"subclasses": [0] * 120}, TypeError, "subclasses must be a Tensor, got list"),
-        ({"subclasses": torch.zeros(120)}, TypeError, "subclasses must have an integer dtype"),
-        ({"subclasses": torch.arange(3)}, ValueError, r"subclasses must have shape \(120,\)"),
-        ({"labels": torch.arange(3)}, ValueError, r"labels must have shape \(120,\)"),
-        ({"subclass_names": ["a"]}, ValueError, "got no name for sub-class 1"),
-        ({"subclass_names": {0: "a"}}, ValueError, "got no name for sub-class 1"),
-        ({"path": "e.pdf"}, ValueError, r"path must end in \.png, got"),
-        ({"path": "none/e.png"}, ValueError, "path must lie in an existing directory, got"),
+        ({"subclasses": [0] * 120}, TypeError, "subclasses: expected a Tensor, got list"),
+        ({"subclasses": torch.zeros(120)}, TypeError, "subclasses: expected an integer dtype"),
+        ({"subclasses": torch.arange(3)}, ValueError, r"subclasses: expected shape \(120,\)"),
+        ({"labels": torch.arange(3)}, ValueError, r"labels: expected shape \(120,\)"),
+        ({"subclass_names": ["a"]}, ValueError, "subclass_names: expected .* none for 1"),
+        ({"subclass_names": {0: "a"}}, ValueError, "subclass_names: expected .* none for 1"),
+        (
+            {"labels": torch.arange(120) % 2, "class_names": ["a"]},
+            ValueError,
+            "class_names: expected .* none for 1",
+        ),
+        ({"path": "e.pdf"}, ValueError, r"path: expected .* ends in \.png, got"),
+        ({"path": "none/e.png"}, ValueError, "path: expected an existing directory .*, got"),
     ],
 )
 def test_plot_embedding_names_what_is_wrong_and_writes_nothing(

@@ -8,22 +8,29 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
+from training_runs import (
+    FILES,
+    METRICS,
+    assert_same_bits,
+    assert_same_run,
+    checkpoint_of,
+    small,
+    stop_after,
+    without_drawing,
+)
 
-from dmlfast import _library
+import dmlfast
+from dmlfast import _backend, _library
 from dmlfast import data as data_sets
-from dmlfast.evaluation import embed, evaluate_retrieval
 from dmlfast.losses import TripletMarginLoss
-from dmlfast.models import ConvolutionalEmbedding
+from dmlfast.ops import contrast
 from dmlfast.training import (
     Progress,
-    RunFolder,
-    RunFolderError,
     TrainConfig,
     TrainingError,
     TrainResult,
@@ -31,76 +38,14 @@ from dmlfast.training import (
     summarize,
     train,
 )
+from dmlfast.training.config import Backend, Negatives, Positives
+from dmlfast.training.loop import _mean
 from dmlfast.training.state import TrainingState
 from dmlfast.training.summary import long_form
 
 pytest.importorskip("faiss")
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
-
-FILES = [
-    "checkpoint.pt",
-    "config.json",
-    "curves.png",
-    "embedding.png",
-    "history.csv",
-    "metrics.csv",
-    "metrics.json",
-]
-METRICS = ["recall@1", "recall@2", "recall@4", "recall@8", "r_precision", "map@r"]
-
-
-def small(**settings: Any) -> TrainConfig:
-    """A run of 7 steps, evaluated after 3, 6 and 7."""
-    return TrainConfig.resolve(
-        "digits",
-        **{
-            "steps": 7,
-            "evaluate_every": 3,
-            "batch_size": 32,
-            "samples_per_class": 16,
-            "dimensions": 4,
-            **settings,
-        },
-    )
-
-
-def stop_after(steps: int) -> dict[str, Callable[..., Any]]:
-    """Arguments of train that interrupt it after some steps."""
-    done = [0]
-
-    def count(progress: Progress) -> None:
-        done[0] = progress.step
-
-    return {"progress": count, "should_stop": lambda: done[0] >= steps}
-
-
-def checkpoint_of(folder: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = torch.load(folder / "checkpoint.pt", weights_only=True)
-    return loaded
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    """The same numbers, weights and state of the optimiser and the generators, bit for bit."""
-    for name in ("config.json", "history.csv", "metrics.json", "metrics.csv"):
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
-    assert_same_bits(checkpoint_of(one), checkpoint_of(other), "checkpoint")
-
-
-def assert_same_bits(one: Any, other: Any, where: str) -> None:
-    assert type(one) is type(other), where
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert list(one) == list(other), where
-        for name in one:
-            assert_same_bits(one[name], other[name], f"{where}/{name}")
-    elif isinstance(one, list):
-        assert len(one) == len(other), where
-        for index, (left, right) in enumerate(zip(one, other, strict=True)):
-            assert_same_bits(left, right, f"{where}/{index}")
-    else:
-        assert one == other, where
 
 
 @pytest.fixture(scope="module")
@@ -111,31 +56,36 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def interrupted(tmp_path: Path) -> Path:
-    """The folder of a run that was interrupted between two evaluations."""
-    folder = tmp_path / "interrupted"
-    train(small(), folder, **stop_after(4))
-    return folder
-
-
 @pytest.fixture(autouse=True)
 def _quick_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the drawing, most of the time of a tiny run, to the fixture `finished`."""
-    import dmlfast.plots
-
-    for name, position in (("plot_curves", 1), ("plot_embedding", 2)):
-        monkeypatch.setattr(
-            dmlfast.plots,
-            name,
-            lambda *arguments, position=position, **_: arguments[position].write_bytes(b"png"),
-        )
+    """Leave the drawing to the fixture `finished`."""
+    without_drawing(monkeypatch)
 
 
 class TestConfig:
     def test_survives_json(self) -> None:
         config = small(seed=2**63 - 1, margin=0.1, backend="reference")
         assert TrainConfig.from_json(config.to_json()) == config
+
+    @pytest.mark.parametrize("backend", _backend.BACKENDS)
+    def test_the_default_backend_is_the_one_in_use(self, backend: str) -> None:
+        with dmlfast.use_backend(backend):
+            config = TrainConfig.resolve("digits")
+        assert config.backend == backend
+        assert json.loads(config.to_json())["backend"] == backend
+
+    @pytest.mark.parametrize(
+        ("literal", "accepted"),
+        [
+            (Positives, contrast.POSITIVES),
+            (Negatives, contrast.NEGATIVES),
+            (Backend, _backend.BACKENDS),
+        ],
+    )
+    def test_the_options_are_those_of_the_library(
+        self, literal: object, accepted: tuple[str, ...]
+    ) -> None:
+        assert get_args(literal) == accepted
 
     @pytest.mark.parametrize("name", data_sets.names())
     def test_every_data_set_has_defaults(self, name: str) -> None:
@@ -155,24 +105,33 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"positives": "near"}, "positives must be one of all, nearest, farthest, got 'near'"),
-            ({"negatives": "easy"}, "negatives must be one of all, hardest, semihard, got 'easy'"),
-            ({"margin": -0.1}, "margin must be at least 0, got -0.1"),
-            ({"margin": math.nan}, "margin must be a finite number, got nan"),
-            ({"dimensions": 0}, "dimensions must be at least 1, got 0"),
-            ({"steps": 0}, "steps must be at least 1, got 0"),
-            ({"steps": 2.0}, "steps must be a whole number, got 2.0"),
-            ({"samples_per_class": 1}, "samples_per_class must be at least 2, got 1"),
-            ({"batch_size": 16}, "batch_size must be at least 32, got 16"),
-            ({"batch_size": 40}, "batch_size must be a multiple of samples_per_class"),
-            ({"learning_rate": 0.0}, "learning_rate must be above 0"),
-            ({"learning_rate": True}, "learning_rate must be a finite number, got True"),
-            ({"seed": -1}, "seed must be at least 0, got -1"),
-            ({"seed": 2**63}, "seed must be at most"),
-            ({"evaluate_every": 0}, "evaluate_every must be at least 1, got 0"),
-            ({"device": "cuda:1000"}, "device must be cpu, cuda or cuda:<number>, got 'cuda:1000'"),
-            ({"device": "tpu"}, "device must be cpu, cuda or cuda:<number>, got 'tpu'"),
-            ({"backend": "other"}, "backend must be one of kernel, reference, got 'other'"),
+            (
+                {"positives": "near"},
+                "positives: .* all, nearest, farthest, got 'near'",
+            ),
+            (
+                {"negatives": "easy"},
+                "negatives: .* all, hardest, semihard, got 'easy'",
+            ),
+            ({"margin": -0.1}, "margin: expected at least 0, got -0.1"),
+            ({"margin": math.nan}, "margin: expected a finite number, got nan"),
+            ({"dimensions": 0}, "dimensions: expected at least 1, got 0"),
+            ({"steps": 0}, "steps: expected at least 1, got 0"),
+            ({"steps": 2.0}, "steps: expected a whole number, got 2.0"),
+            ({"samples_per_class": 1}, "samples_per_class: expected at least 2, got 1"),
+            ({"batch_size": 16}, "batch_size: expected at least 32, got 16"),
+            ({"batch_size": 40}, "batch_size: expected a multiple of samples_per_class"),
+            ({"learning_rate": 0.0}, "learning_rate: expected above 0"),
+            ({"learning_rate": True}, "learning_rate: expected a finite number, got True"),
+            ({"seed": -1}, "seed: expected at least 0, got -1"),
+            ({"seed": 2**63}, "seed: expected at most"),
+            ({"evaluate_every": 0}, "evaluate_every: expected at least 1, got 0"),
+            (
+                {"device": "cuda:1000"},
+                "device: expected cpu, .*, got 'cuda:1000'",
+            ),
+            ({"device": "tpu"}, "device: expected cpu, cuda or cuda:<number>, got 'tpu'"),
+            ({"backend": "other"}, "backend: expected one of kernel, reference, got 'other'"),
             ({"momentum": 0.9}, "unknown setting: momentum"),
         ],
     )
@@ -183,14 +142,14 @@ class TestConfig:
             small(**settings)
 
     def test_an_unknown_data_set_is_refused_with_the_known_ones(self) -> None:
-        with pytest.raises(ValueError, match=r"data must be one of .*digits.*, got 'letters'"):
+        with pytest.raises(ValueError, match=r"data: expected one of .*digits.*, got 'letters'"):
             TrainConfig.resolve("letters")
 
     @pytest.mark.parametrize(
         ("text", "message"),
         [
             ("{", "Expecting"),
-            ("[]", "must be a JSON object"),
+            ("[]", "expected a JSON object, got list"),
             ("{}", "missing setting: backend, batch_size"),
             ('{"momentum": 1, %s', "unknown setting: momentum"),
         ],
@@ -203,7 +162,7 @@ class TestConfig:
 
 def row(step: int, validation: float, test: float, subclass: float = 0.0) -> dict[str, float]:
     """An evaluation whose metrics are all alike in a split."""
-    made: dict[str, float] = {"step": step, "loss": 1.0}
+    made: dict[str, float] = {"step": step, "loss": 1.0, "active": 0.5}
     for split, by_class in (("validation", validation), ("test", test)):
         for metric in METRICS:
             made[f"{split}/class/{metric}"] = by_class
@@ -264,108 +223,16 @@ class TestState:
 
     def test_a_checkpoint_keeps_the_weights_of_the_selected_step(self) -> None:
         state, other = self.state(), self.state()
+        state.model(torch.rand(2, 1, 8, 8)).sum().backward()
+        state.optimizer.step()
+        state.record_step(1.0, 1.0)
         state.record_evaluation(row(1, 0.8, 0.1))
         other.restore(state.checkpoint())
         assert_same_bits(other.selected_model, state.selected_model, "selected_model")
 
     def test_images_that_are_not_square_are_refused(self) -> None:
-        with pytest.raises(ValueError, match="must be square, got 8 x 9"):
+        with pytest.raises(ValueError, match="image_shape: expected square images, got 8 x 9"):
             TrainingState(small(), (1, 8, 9), torch.device("cpu"))
-
-
-class TestRunFolder:
-    def test_holds_every_file_and_no_other(self, finished: Path) -> None:
-        assert sorted(os.listdir(finished)) == FILES
-
-    def test_the_plots_are_pictures(self, finished: Path) -> None:
-        for name in ("curves.png", "embedding.png"):
-            assert (finished / name).read_bytes().startswith(b"\x89PNG")
-
-    def test_config_json_is_the_resolved_configuration(self, finished: Path) -> None:
-        assert TrainConfig.from_json((finished / "config.json").read_text()) == small()
-
-    def test_metrics_json_has_its_layout(self, finished: Path) -> None:
-        metrics = json.loads((finished / "metrics.json").read_text())
-        top = ["class", "subclass", "selected_step", "selection", "best_test", "last"]
-        assert list(metrics) == top
-        for group in (metrics, metrics["best_test"], metrics["last"]):
-            assert list(group["class"]) == METRICS
-            assert list(group["subclass"]) == METRICS
-            assert all(0 <= value <= 1 for value in group["class"].values())
-        assert "validation" in metrics["selection"]
-        assert metrics["last"]["step"] == 7
-
-    def test_metrics_csv_has_the_numbers_of_metrics_json(self, finished: Path) -> None:
-        metrics = json.loads((finished / "metrics.json").read_text())
-        with open(finished / "metrics.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
-        last = {
-            (row["labels"], row["metric"]): float(row["value"])
-            for row in rows
-            if row["chosen"] == "last"
-        }
-        assert last == {
-            (labels, metric): metrics["last"][labels][metric]
-            for labels in ("class", "subclass")
-            for metric in METRICS
-        }
-
-    def test_history_has_a_row_per_evaluation_and_one_for_the_last_step(
-        self, finished: Path
-    ) -> None:
-        with open(finished / "history.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
-        assert [row["step"] for row in rows] == ["3", "6", "7"]
-        assert all(math.isfinite(float(value)) for row in rows for value in row.values())
-        assert "validation/class/map@r" in rows[0]
-        assert all(0 < float(row["active"]) <= 1 for row in rows)
-
-    def test_the_checkpoint_holds_the_weights_behind_the_metrics(self, finished: Path) -> None:
-        model = ConvolutionalEmbedding(image_size=8, dimensions=4)
-        model.load_state_dict(checkpoint_of(finished)["selected_model"])
-        test = data_sets.load("digits").test
-        embeddings = torch.nn.functional.normalize(embed(model, test.images))
-        metrics = json.loads((finished / "metrics.json").read_text())
-        assert evaluate_retrieval(embeddings, test.labels).as_dict() == metrics["class"]
-        assert evaluate_retrieval(embeddings, test.subclasses).as_dict() == metrics["subclass"]
-
-    def test_a_folder_that_holds_a_run_is_refused(self, finished: Path) -> None:
-        before = (finished / "checkpoint.pt").read_bytes()
-        with pytest.raises(RunFolderError, match=r"already holds a run \(config.json\)"):
-            train(small(), finished)
-        assert (finished / "checkpoint.pt").read_bytes() == before
-
-    def test_overwrite_replaces_the_run_and_nothing_else(self, interrupted: Path) -> None:
-        (interrupted / "notes.txt").write_text("mine")
-        folder = RunFolder.create(interrupted, small(seed=5), overwrite=True)
-        assert sorted(os.listdir(folder.path)) == ["config.json", "notes.txt"]
-        assert RunFolder.open(interrupted)[1].seed == 5
-
-    def test_a_path_under_a_regular_file_is_refused(self, tmp_path: Path) -> None:
-        (tmp_path / "file").write_text("")
-        with pytest.raises(RunFolderError, match=r"file/run cannot be used: Not a directory\.$"):
-            train(small(), tmp_path / "file" / "run")
-
-    def test_a_failed_write_leaves_the_old_file(self, interrupted: Path) -> None:
-        folder, _ = RunFolder.open(interrupted)
-
-        def write_half() -> None:
-            with folder.replacing("metrics.json") as partial:
-                partial.write_text("{")
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            write_half()
-        json.loads((interrupted / "metrics.json").read_text())
-        assert sorted(os.listdir(interrupted)) == FILES
-
-    def test_a_file_that_cannot_be_written_is_named_with_the_reason(
-        self, interrupted: Path
-    ) -> None:
-        (interrupted / "curves.png").unlink()
-        (interrupted / "curves.png").mkdir()
-        with pytest.raises(RunFolderError, match=r"curves.png cannot be written: Is a directory"):
-            train(small(), interrupted, resume=True)
 
 
 class TestResume:
@@ -416,64 +283,36 @@ class TestResume:
         assert result.finished
         assert_same_run(tmp_path, finished)
 
-    def test_a_folder_without_a_run_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(RunFolderError, match="holds no run to resume"):
-            train(small(), tmp_path / "nothing", resume=True)
-
-    def test_another_configuration_is_refused(self, interrupted: Path) -> None:
-        with pytest.raises(RunFolderError, match="holds a run of another configuration"):
-            train(small(seed=1), interrupted, resume=True)
-
-    def test_a_damaged_configuration_is_refused(self, interrupted: Path) -> None:
-        (interrupted / "config.json").write_bytes(b"\xff\xfe")
-        with pytest.raises(RunFolderError, match=r"config.json is not a configuration"):
-            train(small(), interrupted, resume=True)
-
-    def test_a_missing_checkpoint_is_refused(self, interrupted: Path) -> None:
-        (interrupted / "checkpoint.pt").unlink()
-        with pytest.raises(RunFolderError, match=r"holds no checkpoint.pt to resume from"):
-            train(small(), interrupted, resume=True)
-
-    def test_a_checkpoint_of_garbage_is_refused(self, interrupted: Path) -> None:
-        (interrupted / "checkpoint.pt").write_bytes(b"garbage" * 100)
-        with pytest.raises(RunFolderError, match=r"checkpoint.pt is damaged or not a checkpoint"):
-            train(small(), interrupted, resume=True)
-
-    @pytest.mark.parametrize("kept", [0, 1, 1000, -1000])
-    def test_a_checkpoint_that_was_cut_off_is_refused(self, interrupted: Path, kept: int) -> None:
-        file = interrupted / "checkpoint.pt"
-        file.write_bytes(file.read_bytes()[:kept])
-        with pytest.raises(RunFolderError, match=r"checkpoint.pt is damaged or not a checkpoint"):
-            train(small(), interrupted, resume=True)
-
-    def test_a_checkpoint_of_something_else_is_refused(self, interrupted: Path) -> None:
-        torch.save({"weights": torch.zeros(2)}, interrupted / "checkpoint.pt")
-        with pytest.raises(RunFolderError, match="is not a checkpoint of a training run"):
-            train(small(), interrupted, resume=True)
-
-    def test_a_checkpoint_of_another_configuration_is_refused(
-        self, interrupted: Path, tmp_path: Path
+    def test_a_sigint_stops_a_run_that_resumes_to_the_same_numbers(
+        self, finished: Path, tmp_path: Path
     ) -> None:
-        other = tmp_path / "other"
-        train(small(margin=0.3), other, **stop_after(3))
-        (other / "checkpoint.pt").replace(interrupted / "checkpoint.pt")
-        with pytest.raises(RunFolderError, match=r"its margin is 0\.3, not 0\.2"):
-            train(small(), interrupted, resume=True)
+        def interrupt(progress: Progress) -> None:
+            if progress.step == 4:
+                signal.raise_signal(signal.SIGINT)
 
-    @pytest.mark.parametrize("name", ["optimizer", "sampling", "history"])
-    def test_an_incomplete_checkpoint_is_refused(self, interrupted: Path, name: str) -> None:
-        checkpoint = checkpoint_of(interrupted)
-        del checkpoint[name]
-        torch.save(checkpoint, interrupted / "checkpoint.pt")
-        with pytest.raises(RunFolderError, match=f"is incomplete: it has no '{name}'"):
-            train(small(), interrupted, resume=True)
+        with interruption() as should_stop:
+            result = train(small(), tmp_path, progress=interrupt, should_stop=should_stop)
+        assert result.step == 4
+        train(small(), tmp_path, resume=True)
+        assert_same_run(tmp_path, finished)
 
-    def test_weights_of_another_network_are_refused(self, interrupted: Path) -> None:
-        checkpoint = checkpoint_of(interrupted)
-        checkpoint["model"]["head.bias"] = torch.zeros(3)
-        torch.save(checkpoint, interrupted / "checkpoint.pt")
-        with pytest.raises(RunFolderError, match="checkpoint does not fit"):
-            train(small(), interrupted, resume=True)
+
+class TestMean:
+    """Of the losses that the triplet loss returns without a reduction."""
+
+    @pytest.mark.parametrize("positives", contrast.POSITIVES)
+    @pytest.mark.parametrize("negatives", contrast.NEGATIVES)
+    def test_is_the_mean_of_the_loss(self, positives: str, negatives: str) -> None:
+        x = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
+        options = {"margin": 0.2, "positives": positives, "negatives": negatives}
+        losses = TripletMarginLoss(**options, reduction="none")(x, torch.arange(24) % 3)
+        expected = TripletMarginLoss(**options, reduction="mean")(x, torch.arange(24) % 3)
+        torch.testing.assert_close(_mean(losses)[0], expected)
+
+    def test_an_anchor_whose_loss_is_nan_is_active(self) -> None:
+        mean, active = _mean(torch.tensor([math.nan, 0.0, 0.5, 0.0]))
+        assert math.isnan(mean)
+        assert active == 0.5
 
 
 class TestTrain:
@@ -505,8 +344,6 @@ class TestTrain:
     def test_the_backend_is_the_configured_one(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        import dmlfast
-
         asked: list[str] = []
         use_backend = dmlfast.use_backend
         monkeypatch.setattr(
@@ -514,6 +351,20 @@ class TestTrain:
         )
         train(small(steps=1, backend="reference"), tmp_path)
         assert asked == ["reference"]
+
+    def test_the_picture_names_the_classes(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        import dmlfast.plots
+
+        given: dict[str, Any] = {}
+        monkeypatch.setattr(
+            dmlfast.plots,
+            "plot_embedding",
+            lambda x, ids, path, **options: (given.update(options), path.write_bytes(b"png")),
+        )
+        train(small(steps=1), tmp_path)
+        assert given["class_names"] == ("even", "odd")
 
     def test_progress_is_told_after_every_step(self, tmp_path: Path) -> None:
         told: list[Progress] = []
@@ -565,36 +416,3 @@ class TestTrain:
         with pytest.raises(TrainingError, match="The data set digits cannot fill the batches"):
             train(small(batch_size=64), tmp_path / "run")
         assert not (tmp_path / "run").exists()
-
-
-class TestInterruption:
-    def test_the_first_sigint_is_only_remembered(self) -> None:
-        with interruption() as should_stop:
-            assert not should_stop()
-            signal.raise_signal(signal.SIGINT)
-            assert should_stop()
-
-    def test_the_second_sigint_interrupts_at_once(self) -> None:
-        with interruption():
-            signal.raise_signal(signal.SIGINT)
-            with pytest.raises(KeyboardInterrupt):
-                signal.raise_signal(signal.SIGINT)
-
-    def test_the_handler_from_before_comes_back(self) -> None:
-        before = signal.getsignal(signal.SIGINT)
-        with interruption():
-            assert signal.getsignal(signal.SIGINT) is not before
-        assert signal.getsignal(signal.SIGINT) is before
-
-    def test_an_interrupted_run_resumes_to_the_same_numbers(
-        self, finished: Path, tmp_path: Path
-    ) -> None:
-        def interrupt(progress: Progress) -> None:
-            if progress.step == 4:
-                signal.raise_signal(signal.SIGINT)
-
-        with interruption() as should_stop:
-            result = train(small(), tmp_path, progress=interrupt, should_stop=should_stop)
-        assert result.step == 4
-        train(small(), tmp_path, resume=True)
-        assert_same_run(tmp_path, finished)

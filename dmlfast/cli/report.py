@@ -13,6 +13,7 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from dmlfast.training import Progress, TrainConfig
+from dmlfast.training.summary import LABELS
 
 
 class TrainingReport:
@@ -69,9 +70,6 @@ class TrainingReport:
             for labels in ("class", "sub-class"):
                 table.add_column(f"{labels}\n{chosen}, step {step}", justify="right")
         for name in metrics["class"]:
-            cells = [group[labels][name] for group in (metrics, best) for labels in _LABELS]
+            cells = [group[labels][name] for group in (metrics, best) for labels in LABELS]
             table.add_row(name, *("-" if cell is None else f"{cell:.4f}" for cell in cells))
         Console().print(table)
-
-
-_LABELS = ("class", "subclass")

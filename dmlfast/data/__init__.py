@@ -52,5 +52,5 @@ def load(name: str, *, cache: str | os.PathLike[str] | None = None) -> DataSet:
     """
     if name not in _LOADERS:
         options = ", ".join(repr(option) for option in _LOADERS)
-        raise ValueError(f"name must be one of {options}, got {name!r}")
+        raise ValueError(f"name: expected one of {options}, got {name!r}")
     return _LOADERS[name](cache)

@@ -34,13 +34,13 @@ class Split:
         images = self.images
         if images.ndim != 4 or images.shape[1] != 1 or images.dtype != torch.float32:
             raise ValueError(
-                f"images must be (N, 1, H, W) float32, got {tuple(images.shape)} {images.dtype}"
+                f"images: expected (N, 1, H, W) float32, got {tuple(images.shape)} {images.dtype}"
             )
         for name in ("labels", "subclasses"):
             value: Tensor = getattr(self, name)
             if value.shape != (len(images),) or value.dtype != torch.int64:
                 raise ValueError(
-                    f"{name} must be ({len(images)},) int64, one per image, "
+                    f"{name}: expected ({len(images)},) int64, one per image, "
                     f"got {tuple(value.shape)} {value.dtype}"
                 )
 

@@ -31,9 +31,14 @@ def load(*, cache: str | os.PathLike[str] | None = None) -> DataSet:
     """About 1,250 characters in 12 faces, (N, 1, 32, 32).
 
     The class is the character, the sub-class the face. Every class is in one split only, together
-    with all other cases and accents of its letter and with the letters that look like it. Training
-    images are clean, for `augment` to distort; validation and test images carry distortions of the
-    same kind, the same at every load. Images are in the order of classes, then faces.
+    with all other cases and accents of its letter and with the letters that look like it: clean
+    images of two splits differ by more than `rendering.CLOSE` of the squared ink in every face. A
+    stroke through a letter is no accent in Unicode but makes another letter: the two share a split
+    where they differ that little, as D and Đ do, and else may not, as b and ƀ or Z and Ƶ.
+
+    Training images are clean, for `augment` to distort; validation and test images carry
+    distortions of the same kind, the same at every load. Images are in the order of classes, then
+    faces.
 
     Args:
         cache: see `bitmaps`.

@@ -29,7 +29,7 @@ FACES = (
 )
 
 # To be raised with any change to what this file renders or keeps: caches are named by it.
-RULES = 1
+RULES = 2
 
 # Pixels: side of an image, size of the type, longest side of the ink (larger ink is shrunk).
 SIDE = 32
@@ -51,6 +51,9 @@ SAME = 0.01
 # The same for variants of one letter, which differ more: the stroke of "o" is thicker for its size
 # than that of "O".
 SAME_VARIANT = 0.1
+# Two characters share a split when their images differ by at most this in some face, as a share of
+# the squared ink. From 0.06 on, chains of such pairs join more letters than validation can hold.
+CLOSE = 0.04
 _SMALL_CAPITAL = "LATIN LETTER SMALL CAPITAL "
 
 
@@ -70,13 +73,18 @@ class Glyphs:
 
 
 def rendering_key() -> str:
-    """What the rendering depends on, as 16 hex digits: the rules, FreeType and the font files.
+    """What the rendering depends on, as 16 hex digits.
+
+    These are the rules of this file, Pillow and its FreeType, Python's Unicode tables and the font
+    files.
 
     Raises:
         ImportError: if matplotlib or Pillow is not installed.
     """
     freetype = require("PIL.features", "train").version("freetype2")
-    digest = hashlib.sha256(f"{RULES} {freetype}".encode())
+    pillow = require("PIL", "train").__version__
+    versions = (RULES, pillow, freetype, unicodedata.unidata_version)
+    digest = hashlib.sha256(" ".join(map(str, versions)).encode())
     for path in _font_paths():
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -99,10 +107,11 @@ def render() -> Glyphs:
     bitmaps = [{face.tobytes() for face in faces} for faces in images.numpy()]
     rows = [row for row, faces in enumerate(bitmaps) if len(faces) == len(FACES)]
     characters = "".join(characters[row] for row in rows)
+    images = images[rows]
     alike = _alike(characters, shapes[rows], boxes[rows])
     kept = _keep([bitmaps[row] for row in rows], alike)
-    groups = _groups(characters, alike)
-    return Glyphs("".join(characters[i] for i in kept), groups[kept], images[rows][kept])
+    groups = _groups(characters, alike | _close(images))
+    return Glyphs("".join(characters[i] for i in kept), groups[kept], images[kept])
 
 
 def base_letter(character: str) -> str:
@@ -192,11 +201,7 @@ def _differences(shapes: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     least = torch.full((len(shapes), len(shapes)), torch.inf)
     greatest = torch.zeros_like(least)
     for face in range(len(FACES)):
-        # Six bits a pixel keep every sum of products below 2**24: exact in float32, so that the
-        # choice of characters does not depend on the machine.
-        shape = (shapes[:, face] >> 2).float()
-        ink = shape.square().sum(dim=1)
-        difference = (ink[:, None] + ink - 2 * (shape @ shape.T)) / torch.maximum(ink[:, None], ink)
+        difference = _difference(shapes[:, face])
         width, height = boxes[:, face].unbind(dim=1)
         cross = width[:, None] * height
         far = torch.maximum(cross, cross.T) > ASPECT * torch.minimum(cross, cross.T)
@@ -204,6 +209,24 @@ def _differences(shapes: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         least = torch.minimum(least, difference)
         greatest = torch.maximum(greatest, difference)
     return least, greatest
+
+
+def _close(images: Tensor) -> Tensor:
+    """Which pairs have images that are `CLOSE` in at least one face: (C, C) bool, symmetric."""
+    faces = images.flatten(2).unbind(dim=1)
+    return torch.stack([_difference(face) <= CLOSE for face in faces]).any(dim=0)
+
+
+def _difference(bitmaps: Tensor) -> Tensor:
+    """The squared difference (C, C) of all pairs of `bitmaps` (C, P) uint8, P at most 2**10.
+
+    As a share of the squared ink of the one with more of it.
+    """
+    # Six bits a pixel keep every sum of products below 2**24: exact in float32, so that the choice
+    # of characters does not depend on the machine.
+    pixels = (bitmaps >> 2).float()
+    ink = pixels.square().sum(dim=1)
+    return (ink[:, None] + ink - 2 * (pixels @ pixels.T)) / torch.maximum(ink[:, None], ink)
 
 
 def _family(character: str) -> str:
@@ -226,13 +249,13 @@ def _keep(bitmaps: list[set[bytes]], alike: Tensor) -> list[int]:
     return [int(index) for index in kept.nonzero()]
 
 
-def _groups(characters: str, alike: Tensor) -> Tensor:
+def _groups(characters: str, linked: Tensor) -> Tensor:
     """Numbers (C,) int64, equal for characters that must share a split.
 
-    These are the ones with the same base letter, or with base letters of which some characters look
-    the same: Cyrillic "ѓ" goes with Latin "ŕ" if their own letters do.
+    These are the ones with the same base letter, or with base letters of which some characters are
+    `linked`: Cyrillic "ѓ" goes with Latin "ŕ" if their own letters do.
     """
-    return _joined([base_letter(character) for character in characters], alike)
+    return _joined([base_letter(character) for character in characters], linked)
 
 
 def _joined(keys: list[str], linked: Tensor) -> Tensor:

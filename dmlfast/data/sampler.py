@@ -45,9 +45,9 @@ class MPerClassSampler(Sampler[list[int]]):
     ) -> None:
         super().__init__()
         if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
-            raise TypeError(f"labels must be integers, got {labels.dtype}")
+            raise TypeError(f"labels: expected an integer dtype, got {labels.dtype}")
         if labels.ndim != 1:
-            raise ValueError(f"labels must be (N,), got {tuple(labels.shape)}")
+            raise ValueError(f"labels: expected (N,), got {tuple(labels.shape)}")
         for name, value in (
             ("batch_size", batch_size),
             ("samples_per_class", samples_per_class),
@@ -56,11 +56,11 @@ class MPerClassSampler(Sampler[list[int]]):
             _check_positive(name, value)
         if batch_size % samples_per_class:
             raise ValueError(
-                f"batch_size must be a multiple of samples_per_class ({samples_per_class}), "
+                f"batch_size: expected a multiple of samples_per_class ({samples_per_class}), "
                 f"got {batch_size}"
             )
         if generator.device.type != "cpu":
-            raise ValueError(f"generator must be on the cpu, got {generator.device}")
+            raise ValueError(f"generator: expected one on the cpu, got {generator.device}")
         labels = labels.detach().cpu().long()
         # Sorted by label, the samples of a class are one run: its start and length say it all.
         self._order = labels.argsort(stable=True)
@@ -68,7 +68,7 @@ class MPerClassSampler(Sampler[list[int]]):
         self._starts = self._counts.cumsum(0) - self._counts
         if len(self._counts) * samples_per_class < batch_size:
             raise ValueError(
-                f"labels must hold at least {batch_size // samples_per_class} classes "
+                f"labels: expected at least {batch_size // samples_per_class} classes "
                 f"(batch_size // samples_per_class), got {len(self._counts)}"
             )
         self.batch_size = batch_size
@@ -110,6 +110,6 @@ class MPerClassSampler(Sampler[list[int]]):
 
 def _check_positive(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
     if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+        raise ValueError(f"{name}: expected at least 1, got {value}")

@@ -39,7 +39,7 @@ class RandomAffine:
             strength = getattr(self, field.name)
             limit = 1.0 if field.name == "scale" else math.inf
             if not 0 <= strength < limit:
-                raise ValueError(f"{field.name} must be in [0, {limit}), got {strength}")
+                raise ValueError(f"{field.name}: expected a number in [0, {limit}), got {strength}")
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Distort a batch: bilinear, with 0 beyond the border, clamped to [0, 1].
@@ -56,9 +56,9 @@ class RandomAffine:
             TypeError: if they have another dtype.
         """
         if images.ndim != 4:
-            raise ValueError(f"images must be (N, C, H, W), got {tuple(images.shape)}")
+            raise ValueError(f"images: expected (N, C, H, W), got {tuple(images.shape)}")
         if images.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"images must be float32 or float64, got {images.dtype}")
+            raise TypeError(f"images: expected float32 or float64, got {images.dtype}")
         if images.numel() == 0:
             return images.clone()
         maps = self._draw(images, generator)

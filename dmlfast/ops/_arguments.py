@@ -62,17 +62,17 @@ def describe(value: object) -> str:
 
 
 def check_tensor(name: str, value: object) -> Tensor:
-    """Raises TypeError unless `value` is a tensor."""
+    """Raises TypeError unless `value` is a dense tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {describe(value)}")
+    if value.layout != torch.strided or value.is_nested:
+        raise TypeError(f"{name}: expected a dense tensor, got {value.layout}")
     return value
 
 
 def check_embeddings(name: str, value: object) -> Tensor:
     """Raises unless `value` is a matrix of a supported floating dtype."""
     x = check_tensor(name, value)
-    if x.layout != torch.strided:
-        raise TypeError(f"{name}: expected a dense tensor, got {x.layout}")
     if not torch.compiler.is_compiling() and forward_ad.unpack_dual(x).tangent is not None:
         raise TypeError(
             f"{name}: expected a tensor without a forward-mode tangent: dmlfast's operators have "
@@ -105,9 +105,13 @@ def check_number(name: str, value: object) -> float:
     """Raises TypeError unless `value` is a number, ValueError if it is NaN."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a number, got {value!r}")
-    if value != value:
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name}: expected a number in the range of float64") from None
+    if number != number:
         raise ValueError(f"{name}: expected a number, got {value!r}")
-    return float(value)
+    return number
 
 
 def check_flag(name: str, value: object) -> bool:

@@ -33,9 +33,9 @@ def check_png_path(path: str | os.PathLike[str]) -> Path:
     """
     target = Path(path)
     if target.suffix.lower() != ".png":
-        raise ValueError(f"path must end in .png, got {str(target)!r}")
+        raise ValueError(f"path: expected a name that ends in .png, got {str(target)!r}")
     if not target.parent.is_dir():
-        raise ValueError(f"path must lie in an existing directory, got {str(target)!r}")
+        raise ValueError(f"path: expected an existing directory to lie in, got {str(target)!r}")
     return target
 
 

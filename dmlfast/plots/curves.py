@@ -50,7 +50,7 @@ def plot_curves(history: Sequence[Mapping[str, object]], path: str | os.PathLike
     panels = [metric for metric, lines in metrics.items() if lines]
     if not loss[0] and not panels:
         raise ValueError(
-            f"history must hold a loss or a metric to draw, got none in {len(history)} rows"
+            f"history: expected a loss or a metric to draw, got none in {len(history)} rows"
         )
     count = bool(loss[0]) + len(panels)
     figure = new_figure(4.8 * count, 4.4)
@@ -65,7 +65,7 @@ def plot_curves(history: Sequence[Mapping[str, object]], path: str | os.PathLike
 def _number(value: object, key: str, row: int) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(
-            f"history must hold numbers, got {type(value).__name__} for {key!r} in row {row}"
+            f"history: expected numbers, got {type(value).__name__} for {key!r} in row {row}"
         )
     return float(value)
 
@@ -75,7 +75,7 @@ def _series(history: Sequence[Mapping[str, object]], key: str) -> Series:
     points = []
     for number, row in enumerate(history):
         if row.get("step") is None:
-            raise ValueError(f"history must have a step in every row, got none in row {number}")
+            raise ValueError(f"history: expected a step in every row, got none in row {number}")
         step = _number(row["step"], "step", number)
         value = row.get(key)
         if value is not None and math.isfinite(_number(value, key, number)):

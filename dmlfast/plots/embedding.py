@@ -59,6 +59,7 @@ def draw_embedding(
     subclasses: Tensor,
     *,
     labels: Tensor | None = None,
+    class_names: Names | None = None,
     subclass_names: Names | None = None,
     title: str = "",
 ) -> list[Line2D]:
@@ -73,7 +74,9 @@ def draw_embedding(
         embeddings: (N, d), as in `projection`.
         subclasses: (N,) of an integer dtype.
         labels: (N,) of an integer dtype, the classes.
-        subclass_names: a name per sub-class id, by position or by key; the id itself without it.
+        class_names: a name per class, by position or by key; "class" and the label without it.
+            Not looked at when the classes have no markers.
+        subclass_names: a name per sub-class id, likewise; the id itself without it.
         title: the title of the axes.
 
     Returns:
@@ -82,7 +85,7 @@ def draw_embedding(
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a wrong shape, rows that are not finite, or a sub-class without a name.
+        ValueError: a wrong shape, rows that are not finite, or a class or sub-class without a name.
     """
     points, shares = _project(embeddings)
     subclass_ids, subclass_of = _check_ids("subclasses", subclasses, points.shape[0])
@@ -91,7 +94,13 @@ def draw_embedding(
         class_ids, class_of = _check_ids("labels", labels, points.shape[0])
     if labels is None or len(class_ids) > len(_MARKERS):
         class_ids, class_of = [0], torch.zeros_like(subclass_of)
-    names = [_name_of(subclass, subclass_names) for subclass in subclass_ids]
+    names = [str(subclass) for subclass in subclass_ids]
+    if subclass_names is not None:
+        names = _named("subclass_names", subclass_ids, subclass_names)
+    # One class has no entry of its own, so it needs no name either.
+    labelled = [f"class {label}" for label in class_ids]
+    if class_names is not None and len(class_ids) > 1:
+        labelled = _named("class_names", class_ids, class_names)
     colours = _palette(len(subclass_ids))
 
     order = torch.randperm(points.shape[0], generator=torch.Generator().manual_seed(0))
@@ -114,7 +123,7 @@ def draw_embedding(
     axes.set_title(title)
     if len(subclass_ids) > len(_COLOURS):
         return []
-    return _legend_entries(names, colours, class_ids, subclass_of, class_of)
+    return _legend_entries(names, colours, labelled, subclass_of, class_of)
 
 
 def plot_embedding(
@@ -123,6 +132,7 @@ def plot_embedding(
     path: str | os.PathLike[str],
     *,
     labels: Tensor | None = None,
+    class_names: Names | None = None,
     subclass_names: Names | None = None,
     title: str = "",
 ) -> None:
@@ -135,6 +145,7 @@ def plot_embedding(
         subclasses: (N,) of an integer dtype.
         path: where to write; ends in .png, in a directory that exists.
         labels: (N,) of an integer dtype, the classes.
+        class_names: as in `draw_embedding`.
         subclass_names: as in `draw_embedding`.
         title: the title of the picture.
 
@@ -150,6 +161,7 @@ def plot_embedding(
         embeddings,
         subclasses,
         labels=labels,
+        class_names=class_names,
         subclass_names=subclass_names,
         title=title,
     )
@@ -162,15 +174,15 @@ def _project(embeddings: Tensor) -> tuple[Tensor, tuple[float, float]]:
     """The (N, 2) projection and the share of the total variance that each column has."""
     if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
         got = embeddings.dtype if isinstance(embeddings, Tensor) else type(embeddings).__name__
-        raise TypeError(f"embeddings must be a floating-point Tensor, got {got}")
+        raise TypeError(f"embeddings: expected a floating-point Tensor, got {got}")
     if embeddings.dim() != 2 or 0 in embeddings.shape:
         raise ValueError(
-            f"embeddings must have shape (N, d) with N, d >= 1, got {tuple(embeddings.shape)}"
+            f"embeddings: expected shape (N, d) with N, d >= 1, got {tuple(embeddings.shape)}"
         )
     rows = embeddings.detach().to(device="cpu", dtype=torch.float64)
     bad = int((~rows.isfinite().all(dim=1)).sum())
     if bad:
-        raise ValueError(f"embeddings must be finite, got {bad} of {rows.shape[0]} rows not so")
+        raise ValueError(f"embeddings: expected finite rows, got {bad} of {rows.shape[0]} not so")
     centred = rows - rows.mean(dim=0)
     points = rows
     if rows.shape[1] > 2:
@@ -186,26 +198,24 @@ def _project(embeddings: Tensor) -> tuple[Tensor, tuple[float, float]]:
 def _check_ids(name: str, ids: Tensor, rows: int) -> tuple[list[int], Tensor]:
     """The different ids in ascending order, and the position of each row's id among them."""
     if not isinstance(ids, Tensor):
-        raise TypeError(f"{name} must be a Tensor, got {type(ids).__name__}")
+        raise TypeError(f"{name}: expected a Tensor, got {type(ids).__name__}")
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise TypeError(f"{name} must have an integer dtype, got {ids.dtype}")
+        raise TypeError(f"{name}: expected an integer dtype, got {ids.dtype}")
     if ids.shape != (rows,):
         raise ValueError(
-            f"{name} must have shape ({rows},) to match embeddings, got {tuple(ids.shape)}"
+            f"{name}: expected shape ({rows},) to match embeddings, got {tuple(ids.shape)}"
         )
     unique, position = torch.unique(ids.to(device="cpu", dtype=torch.int64), return_inverse=True)
     return unique.tolist(), position
 
 
-def _name_of(subclass: int, names: Names | None) -> str:
-    if names is None:
-        return str(subclass)
-    known = subclass in names if isinstance(names, Mapping) else 0 <= subclass < len(names)
-    if not known:
-        raise ValueError(
-            f"subclass_names must name every sub-class, got no name for sub-class {subclass}"
-        )
-    return str(names[subclass])
+def _named(argument: str, ids: Sequence[int], names: Names) -> list[str]:
+    """The name of each id; `argument` is what an error calls `names`."""
+    for number in ids:
+        known = number in names if isinstance(names, Mapping) else 0 <= number < len(names)
+        if not known:
+            raise ValueError(f"{argument}: expected a name for every id, got none for {number}")
+    return [str(names[number]) for number in ids]
 
 
 def _palette(count: int) -> list[tuple[float, float, float, float]]:
@@ -220,7 +230,7 @@ def _palette(count: int) -> list[tuple[float, float, float, float]]:
 def _legend_entries(
     names: Sequence[str],
     colours: Sequence[tuple[float, float, float, float]],
-    class_ids: Sequence[int],
+    class_names: Sequence[str],
     subclass_of: Tensor,
     class_of: Tensor,
 ) -> list[Line2D]:
@@ -237,9 +247,9 @@ def _legend_entries(
         # The class of a sub-class is that of its first sample.
         first = int(class_of[subclass_of == number][0])
         entries.append(entry(_MARKERS[first], colour, name))
-    if len(class_ids) > 1:
+    if len(class_names) > 1:
         entries += [
-            entry(marker, "#808080", f"class {label}")
-            for marker, label in zip(_MARKERS, class_ids, strict=False)
+            entry(marker, "#808080", name)
+            for marker, name in zip(_MARKERS, class_names, strict=False)
         ]
     return entries

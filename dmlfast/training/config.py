@@ -8,6 +8,7 @@ import math
 import re
 from typing import Any, Literal, get_args
 
+from dmlfast import _backend
 from dmlfast import data as data_sets
 
 Positives = Literal["all", "nearest", "farthest"]
@@ -28,7 +29,6 @@ _DEFAULTS: dict[str, Any] = {
     "seed": 0,
     "evaluate_every": 50,
     "device": "cpu",
-    "backend": None,
 }
 _DEFAULTS_OF_DATA_SET: dict[str, dict[str, Any]] = {
     # The labels are even and odd: two classes fill the batch.
@@ -63,7 +63,7 @@ class TrainConfig:
         seed: start of every random stream of the run, 0 to 2**63 - 1.
         evaluate_every: steps from one evaluation to the next; the last step is evaluated too.
         device: "cpu", "cuda" or "cuda:<number>".
-        backend: "kernel" or "reference"; None keeps the library's setting.
+        backend: "kernel" or "reference": who computes the loss.
 
     Raises:
         ValueError: if a setting is outside its limits, with its name, its limits and its value.
@@ -81,7 +81,7 @@ class TrainConfig:
     seed: int
     evaluate_every: int
     device: str
-    backend: Backend | None
+    backend: Backend
 
     def __post_init__(self) -> None:
         _one_of("data", self.data, tuple(data_sets.names()))
@@ -94,24 +94,26 @@ class TrainConfig:
         _whole("batch_size", self.batch_size, 2 * self.samples_per_class)
         if self.batch_size % self.samples_per_class:
             raise ValueError(
-                f"batch_size must be a multiple of samples_per_class ({self.samples_per_class}), "
+                f"batch_size: expected a multiple of samples_per_class ({self.samples_per_class}), "
                 f"got {self.batch_size}"
             )
         _number("learning_rate", self.learning_rate, 0.0)
         if self.learning_rate == 0:
-            raise ValueError("learning_rate must be above 0")
+            raise ValueError(f"learning_rate: expected above 0, got {self.learning_rate}")
         _whole("seed", self.seed, 0, 2**63 - 1)
         _whole("evaluate_every", self.evaluate_every, 1)
         if not isinstance(self.device, str) or not re.fullmatch(
             r"cpu|cuda(:\d{1,2})?", self.device
         ):
-            raise ValueError(f"device must be cpu, cuda or cuda:<number>, got {self.device!r}")
-        if self.backend is not None:
-            _one_of("backend", self.backend, get_args(Backend))
+            raise ValueError(f"device: expected cpu, cuda or cuda:<number>, got {self.device!r}")
+        _one_of("backend", self.backend, get_args(Backend))
 
     @classmethod
     def resolve(cls, data: str, **given: Any) -> TrainConfig:
         """The configuration of a data set: its defaults, with the given settings in their place.
+
+        The default of `backend` is the one in use now: the configuration says who computes, so
+        that a run which goes on elsewhere is computed as it was here.
 
         Args:
             data: name of the data set.
@@ -120,10 +122,11 @@ class TrainConfig:
         Raises:
             ValueError: if a setting is unknown or outside its limits.
         """
-        unknown = sorted(given.keys() - _DEFAULTS.keys())
+        settings = _DEFAULTS | {"backend": _backend.backend_name()}
+        unknown = sorted(given.keys() - settings.keys())
         if unknown:
             raise ValueError(f"unknown setting: {', '.join(unknown)}")
-        settings = _DEFAULTS | _DEFAULTS_OF_DATA_SET.get(data, {})
+        settings |= _DEFAULTS_OF_DATA_SET.get(data, {})
         settings |= {name: value for name, value in given.items() if value is not None}
         return cls(data=data, **settings)
 
@@ -145,7 +148,7 @@ class TrainConfig:
         """
         settings = json.loads(text)
         if not isinstance(settings, dict):
-            raise ValueError("a configuration must be a JSON object")
+            raise ValueError(f"expected a JSON object, got {type(settings).__name__}")
         names = {field.name for field in dataclasses.fields(cls)}
         missing, unknown = sorted(names - settings.keys()), sorted(settings.keys() - names)
         if missing:
@@ -157,20 +160,20 @@ class TrainConfig:
 
 def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
 
 
 def _whole(name: str, value: object, least: int, most: int | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name} must be a whole number, got {value!r}")
+        raise ValueError(f"{name}: expected a whole number, got {value!r}")
     if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
     if most is not None and value > most:
-        raise ValueError(f"{name} must be at most {most}, got {value}")
+        raise ValueError(f"{name}: expected at most {most}, got {value}")
 
 
 def _number(name: str, value: object, least: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value!r}")
+        raise ValueError(f"{name}: expected a finite number, got {value!r}")
     if value < least:
-        raise ValueError(f"{name} must be at least {least:g}, got {value}")
+        raise ValueError(f"{name}: expected at least {least:g}, got {value}")

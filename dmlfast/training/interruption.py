@@ -10,15 +10,15 @@ from types import FrameType
 
 @contextlib.contextmanager
 def interruption() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGINT into a question that a loop can ask; the second acts as always.
+    """Turn the first SIGINT into a question that a loop can ask; the second acts as before.
 
-    On leaving, the handler that was there before is back. Only the main thread can set a handler.
+    From the first SIGINT on, and on leaving, the handler that was there before is back. Nothing is
+    changed, and the answer stays no, where that handler is to stay: where SIGINT is ignored, as in
+    a job that a shell started in the background; where the handler was not installed from Python,
+    which could not bring it back; and in any thread but the main one, which cannot set handlers.
 
     Yields:
         A function that says whether a SIGINT has come.
-
-    Raises:
-        ValueError: if this is not the main thread.
     """
     came = False
     previous = signal.getsignal(signal.SIGINT)
@@ -26,10 +26,20 @@ def interruption() -> Iterator[Callable[[], bool]]:
     def handle(_number: int, _frame: FrameType | None) -> None:
         nonlocal came
         came = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, previous)
 
-    signal.signal(signal.SIGINT, handle)
+    installed = previous is not None and previous is not signal.SIG_IGN and _install(handle)
     try:
         yield lambda: came
     finally:
-        signal.signal(signal.SIGINT, previous)
+        if installed:
+            signal.signal(signal.SIGINT, previous)
+
+
+def _install(handler: Callable[[int, FrameType | None], None]) -> bool:
+    """Set the handler of SIGINT; False where this thread cannot."""
+    try:
+        signal.signal(signal.SIGINT, handler)
+    except ValueError:
+        return False
+    return True

@@ -25,7 +25,7 @@ from dmlfast.training.config import TrainConfig
 from dmlfast.training.errors import RunFolderError, TrainingError
 from dmlfast.training.run_folder import RunFolder
 from dmlfast.training.state import TrainingState
-from dmlfast.training.summary import Row, selected_row
+from dmlfast.training.summary import LABELS, RECALL_AT, SPLITS, Row, selected_row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,11 +196,11 @@ class _Run:
         """Retrieval on the validation and the test split, by class and by hidden sub-class."""
         loss, active = self.state.means()
         row = {"step": self.state.step, "loss": loss, "active": active}
-        for split_name in ("validation", "test"):
+        for split_name in SPLITS:
             split = getattr(self._data, split_name)
             embeddings = self._embed(self.state.model, split.images)
-            for labels_name, labels in (("class", split.labels), ("subclass", split.subclasses)):
-                metrics = evaluate_retrieval(embeddings, labels).as_dict()
+            for labels_name, labels in zip(LABELS, (split.labels, split.subclasses), strict=True):
+                metrics = evaluate_retrieval(embeddings, labels, recall_at=RECALL_AT).as_dict()
                 for metric, value in metrics.items():
                     row[f"{split_name}/{labels_name}/{metric}"] = value
         return row
@@ -221,6 +221,7 @@ class _Run:
                 test.subclasses,
                 path,
                 labels=test.labels,
+                class_names=self._data.class_names,
                 subclass_names=self._data.subclass_names,
                 title=f"{self.config.data}, test split, step {step}",
             )
@@ -233,11 +234,13 @@ class _Run:
 def _mean(losses: torch.Tensor | AnchorSums) -> tuple[torch.Tensor, float]:
     """The mean over the active triplets, and the share of the anchors that have one.
 
+    By the rule of the loss itself, under which a triplet whose loss is NaN is active.
+
     Args:
         losses: what the triplet loss returns with the reduction "none".
     """
     if isinstance(losses, torch.Tensor):
-        losses = AnchorSums(losses, (losses > 0).long())
+        losses = AnchorSums(losses, (~(losses <= 0)).long())
     mean = losses.loss.sum() / losses.active.sum().clamp(min=1)
     return mean, float((losses.active > 0).double().mean())
 
@@ -257,8 +260,7 @@ def _device(name: str) -> torch.device:
 def _settings(config: TrainConfig, device: torch.device) -> Iterator[None]:
     """The library's and torch's settings that a run needs; as before afterwards."""
     with contextlib.ExitStack() as stack:
-        if config.backend is not None:
-            stack.enter_context(dmlfast.use_backend(config.backend))
+        stack.enter_context(dmlfast.use_backend(config.backend))
         if device.type == "cuda":
             stack.enter_context(
                 torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)

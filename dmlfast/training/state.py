@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
 import torch
 
 from dmlfast.models import ConvolutionalEmbedding
+from dmlfast.training.checkpoint import check_history, check_optimizer, check_step, check_sums
 from dmlfast.training.config import TrainConfig
 from dmlfast.training.errors import RunFolderError
 from dmlfast.training.summary import Row, selected_row
@@ -41,7 +43,7 @@ class TrainingState:
     ) -> None:
         channels, height, width = image_shape
         if height != width:
-            raise ValueError(f"the images must be square, got {height} x {width}")
+            raise ValueError(f"image_shape: expected square images, got {height} x {width}")
         self._config = config
         seeds = torch.randint(2**63 - 1, (3,), generator=torch.Generator().manual_seed(config.seed))
         model_seed, sampling_seed, augmentation_seed = seeds.tolist()
@@ -103,20 +105,26 @@ class TrainingState:
         """Return to a checkpoint; what follows is what would have followed then.
 
         Raises:
-            RunFolderError: if something is missing in the checkpoint, or does not fit the network.
+            RunFolderError: if something is missing in the checkpoint, or is not what this run
+                could have written.
         """
         try:
+            self.step = check_step(checkpoint["step"], self._config.steps)
+            self.history = check_history(checkpoint["history"], self.step)
+            self._sums = check_sums(checkpoint["sums"], self.step, self.history)
+            self.selected_model = dict(checkpoint["selected_model"])
+            if self.history:
+                # The run itself needs these weights only in the end; what does not fit shows now.
+                copy.deepcopy(self.model).load_state_dict(self.selected_model)
             self.model.load_state_dict(checkpoint["model"])
+            settings = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict(checkpoint["optimizer"])
+            check_optimizer(self.optimizer, settings, self.step)
             self.sampling.set_state(checkpoint["sampling"])
             self.augmentation.set_state(checkpoint["augmentation"])
-            self.step = int(checkpoint["step"])
-            self.history = [dict(row) for row in checkpoint["history"]]
-            self.selected_model = dict(checkpoint["selected_model"])
-            self._sums = list(checkpoint["sums"])
         except KeyError as error:
             raise RunFolderError(f"The checkpoint is incomplete: it has no {error}.") from error
-        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except (TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
             # torch lists every weight that does not fit, a line each; the first says enough.
             reason = str(error).splitlines()[0].rstrip(".:")
             raise RunFolderError(

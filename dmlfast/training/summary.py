@@ -6,10 +6,19 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-# One evaluation: "step", the means since the one before of "loss" and of "active" (share of the
-# anchors with a loss above 0), and "<split>/<labels>/<metric>" for the splits "validation" and
-# "test" and the labels "class" (trained on) and "subclass" (hidden from the training).
+SPLITS = ("validation", "test")
+# What is trained on, and what is hidden from the training.
+LABELS = ("class", "subclass")
+RECALL_AT = (1, 2, 4, 8)
+METRICS = (*(f"recall@{k}" for k in RECALL_AT), "r_precision", "map@r")
+
+# One evaluation, with the keys `ROW_KEYS`: "step", the means since the one before of "loss" and of
+# "active" (share of the anchors with an active triplet), and "<split>/<labels>/<metric>".
 Row = Mapping[str, float]
+ROW_KEYS = (
+    *("step", "loss", "active"),
+    *(f"{split}/{labels}/{metric}" for split in SPLITS for labels in LABELS for metric in METRICS),
+)
 
 SELECTION_RULE = (
     "the step with the highest class map@r on the validation split, the earliest of equals; "
@@ -66,7 +75,7 @@ def long_form(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         "last": summary["last"],
     }
     for chosen, group in groups.items():
-        for labels in ("class", "subclass"):
+        for labels in LABELS:
             for metric, value in group[labels].items():
                 yield {
                     "chosen": chosen,
@@ -82,7 +91,7 @@ def _metrics_and_step(row: Row) -> dict[str, Any]:
 
 
 def _test_metrics(row: Row) -> dict[str, dict[str, float | None]]:
-    metrics: dict[str, dict[str, float | None]] = {"class": {}, "subclass": {}}
+    metrics: dict[str, dict[str, float | None]] = {labels: {} for labels in LABELS}
     for name, value in row.items():
         split, _, rest = name.partition("/")
         if split == "test":
