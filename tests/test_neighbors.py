@@ -120,6 +120,33 @@ def test_is_exact_for_the_values_as_stored_in_every_dtype(selection, metric, dty
     assert_same_bits(found, problem.oracle(selection, metric))
 
 
+@each_metric
+@pytest.mark.parametrize("selection", ["hardest_negative", "semihard_negative"])
+@pytest.mark.parametrize("spread", ["tiny", "huge", "six decades", "one far row", "two points"])
+def test_the_search_is_exact_whatever_the_norms(select_isa, selection, metric, spread):
+    x, labels = make("random", 301, 40, 9)
+    if spread == "tiny":
+        x *= 1e-30
+    elif spread == "huge":
+        x *= 1e15
+    elif spread == "six decades":
+        generator = torch.Generator().manual_seed(0)
+        x *= torch.logspace(-3, 3, 301)[torch.randperm(301, generator=generator)][:, None]
+    elif spread == "one far row":
+        x[17] *= 1e5
+    else:
+        x = 1e-4 * x + (torch.arange(301) % 2)[:, None]
+    positive = oracle.select(x, labels, metric=metric, same_class=True)[0]
+    beyond = positive if selection == "semihard_negative" else None
+    expected = oracle.select(x, labels, beyond=beyond, metric=metric, same_class=False)
+    for isa in ISAS:
+        select_isa(isa)
+        extra = {} if beyond is None else {"beyond": beyond[:, 0]}
+        found = getattr(F, selection)(x, labels, metric=metric, **extra)
+        assert torch.equal(found.index, expected[1][:, 0])
+        assert torch.equal(found.distance, expected[0][:, 0])
+
+
 @each_selection
 def test_is_exact_at_20000_rows(selection):
     # Enough rows for several cache blocks a thread, on a grid: ties are common and far apart.

@@ -134,7 +134,8 @@ std::tuple<Tensor, Tensor> contrast_triplet_backward(
     Tensor reference_order, std::optional<Tensor> self_index, std::string metric,
     std::string positives, std::string negatives, double margin) {
   check_labelled(x, labels, order, references, reference_labels, reference_order, self_index);
-  STD_TORCH_CHECK(grad.dim() == 1 && grad.size(0) == x.size(0), "grad: expected a value per anchor");
+  STD_TORCH_CHECK(grad.dim() == 1 && grad.size(0) == x.size(0),
+                  "grad: expected a value per anchor");
   Tensor grad_x = torch::stable::new_empty(x, {x.size(0), x.size(1)});
   Tensor grad_references =
       torch::stable::new_empty(references, {references.size(0), references.size(1)});

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -16,6 +17,7 @@
 #include "engine/pack.h"
 #include "metric_name.h"
 #include "neighbors_isa.h"
+#include "neighbors_search.h"
 #include "operator_checks.h"
 #include "threshold.h"
 
@@ -41,49 +43,114 @@ SelectFunction select_function() {
   }
 }
 
-// Per anchor and threshold, in label order, what the search reads and writes.
-struct SelectState {
-  SelectState(const PackedRows& anchors, int64_t thresholds)
-      : self_index(anchors.rows, -1),
-        lower(anchors.rows * thresholds, -kInfinity),
-        best_value(anchors.rows * thresholds, kInfinity),
-        best_index(anchors.rows * thresholds, -1) {}
+// The arguments of a selection.
+struct SelectProblem {
+  LabelledRows anchors;
+  LabelledRows references;
+  Metric metric;
+  bool same_class;
+  bool farthest;
+  const int64_t* self_index;  // [anchor] or null
+  int64_t thresholds;
+};
 
-  std::vector<int64_t> self_index;
+// Per anchor position in label order, times thresholds where said, what a search reads and writes.
+struct SelectState {
+  SelectState(int64_t rows, int64_t thresholds)
+      : lower(rows * thresholds, -kInfinity),
+        best_value(rows * thresholds, kInfinity),
+        best_index(rows * thresholds, -1) {}
+
   std::vector<double> lower;
-  std::vector<double> best_value;
+  std::vector<double> best_value;  // negated where the farthest is chosen
   std::vector<int64_t> best_index;
 };
 
-void fill_lower(SelectState& state, const PackedRows& anchors, const Tensor& beyond, Metric metric,
+void fill_lower(SelectState& state, const SelectProblem& problem, const Tensor& beyond,
                 bool returns_double) {
   const double* thresholds = beyond.const_data_ptr<double>();
-  const int64_t columns = beyond.size(1);
-  torch::stable::parallel_for(0, anchors.rows, 256, [&](int64_t begin, int64_t end) {
+  const int64_t columns = problem.thresholds;
+  torch::stable::parallel_for(0, problem.anchors.rows.rows(), 256, [&](int64_t begin, int64_t end) {
     for (int64_t position = begin; position < end; ++position) {
-      const double* from = thresholds + anchors.index[position] * columns;
+      const double* from = thresholds + problem.anchors.order[position] * columns;
       for (int64_t t = 0; t < columns; ++t) {
-        state.lower[position * columns + t] = least_value_beyond(metric, from[t], returns_double);
+        state.lower[position * columns + t] =
+            least_value_beyond(problem.metric, from[t], returns_double);
       }
     }
   });
 }
 
+// Compares the exact values of all pairs of the anchors at these positions, which ascend.
+void select_exactly(const SelectProblem& problem, const std::vector<int64_t>& positions,
+                    SelectState& state) {
+  if (positions.empty()) {
+    return;
+  }
+  const int64_t count = static_cast<int64_t>(positions.size());
+  const int64_t columns = problem.thresholds;
+  std::vector<int64_t> order(count);
+  std::vector<int64_t> self(count, -1);
+  SelectState own(count, columns);
+  for (int64_t i = 0; i < count; ++i) {
+    order[i] = problem.anchors.order[positions[i]];
+    if (problem.self_index != nullptr) {
+      self[i] = problem.self_index[order[i]];
+    }
+    std::copy_n(&state.lower[positions[i] * columns], columns, &own.lower[i * columns]);
+  }
+  const PackedMatrix references(problem.references.rows, problem.references.labels,
+                                problem.references.order, problem.references.rows.rows());
+  // All anchors of a batch that is its own reference set are packed already.
+  std::optional<PackedMatrix> packed;
+  if (!problem.anchors.is(problem.references) || count < problem.anchors.rows.rows()) {
+    packed.emplace(problem.anchors.rows, problem.anchors.labels, order.data(), count);
+  }
+  const PackedRows anchors = packed ? packed->view() : references.view();
+  const SelectTask task{
+      anchors,     references.view(), problem.metric, problem.same_class,    problem.farthest,
+      self.data(), own.lower.data(),  columns,        own.best_value.data(), own.best_index.data()};
+  const SelectFunction select = select_function();
+  torch::stable::parallel_for(0, anchors.panel_count, 1,
+                              [&](int64_t begin, int64_t end) { select(task, begin, end); });
+  for (int64_t i = 0; i < count; ++i) {
+    std::copy_n(&own.best_value[i * columns], columns, &state.best_value[positions[i] * columns]);
+    std::copy_n(&own.best_index[i * columns], columns, &state.best_index[positions[i] * columns]);
+  }
+}
+
+void select_all(const SelectProblem& problem, SelectState& state) {
+  std::vector<int64_t> positions;
+  if (!problem.same_class && !problem.farthest && problem.thresholds == 1) {
+    positions = search_negatives({problem.anchors, problem.references, problem.metric,
+                                  problem.self_index, state.lower.data()},
+                                 state.best_value.data(), state.best_index.data());
+  } else {
+    positions.resize(problem.anchors.rows.rows());
+    std::iota(positions.begin(), positions.end(), 0);
+  }
+  select_exactly(problem, positions, state);
+}
+
 template <class T>
-void write_selection(const SelectState& state, const PackedMatrix& anchors, Metric metric,
-                     bool farthest, int64_t thresholds, Tensor& distance, Tensor& index) {
+void write_selection(const SelectProblem& problem, const SelectState& state, Tensor& distance,
+                     Tensor& index) {
   T* distances = static_cast<T*>(distance.mutable_data_ptr());
   int64_t* indices = static_cast<int64_t*>(index.mutable_data_ptr());
-  for (int64_t position = 0; position < anchors.view().rows; ++position) {
-    const double missing =
-        anchors.is_finite(position) ? kInfinity : std::numeric_limits<double>::quiet_NaN();
-    for (int64_t t = 0; t < thresholds; ++t) {
-      const int64_t from = position * thresholds + t;
-      const int64_t to = anchors.view().index[position] * thresholds + t;
-      const double best = state.best_value[from];
-      indices[to] = state.best_index[from];
-      distances[to] = static_cast<T>(
-          state.best_index[from] < 0 ? missing : distance_of(metric, farthest ? -best : best));
+  const int64_t columns = problem.thresholds;
+  for (int64_t position = 0; position < problem.anchors.rows.rows(); ++position) {
+    const int64_t anchor = problem.anchors.order[position];
+    for (int64_t t = 0; t < columns; ++t) {
+      const double best = state.best_value[position * columns + t];
+      const int64_t found = state.best_index[position * columns + t];
+      double result = distance_of(problem.metric, problem.farthest ? -best : best);
+      if (found < 0) {
+        // An anchor that is not finite and finds nothing reports NaN: a loss must not lose it.
+        result = problem.anchors.rows.is_finite(anchor) ? kInfinity
+                                                        : std::numeric_limits<double>::quiet_NaN();
+      }
+      distances[anchor * columns + t] = static_cast<T>(result);
+      indices[anchor * columns + t] = found;
     }
   }
 }
@@ -92,52 +159,35 @@ std::tuple<Tensor, Tensor> neighbors_select(Tensor x, Tensor labels, Tensor orde
                                             Tensor references, Tensor reference_labels,
                                             Tensor reference_order,
                                             std::optional<Tensor> self_index,
-                                            std::optional<Tensor> beyond, std::string metric_name,
+                                            std::optional<Tensor> beyond, std::string metric,
                                             bool same_class, bool farthest) {
   check_labelled(x, labels, order, references, reference_labels, reference_order, self_index);
   if (beyond) {
     STD_TORCH_CHECK(beyond->dim() == 2, "beyond: expected a 2-D tensor");
     check_array("beyond", *beyond, x.size(0) * beyond->size(1), ScalarType::Double, x);
   }
-  const Metric metric = metric_of(metric_name);
-  const int64_t thresholds = beyond ? beyond->size(1) : 1;
+  const SelectProblem problem{
+      {Matrix(x), labels.const_data_ptr<int64_t>(), order.const_data_ptr<int64_t>()},
+      {Matrix(references), reference_labels.const_data_ptr<int64_t>(),
+       reference_order.const_data_ptr<int64_t>()},
+      metric_of(metric),
+      same_class,
+      farthest,
+      self_index ? self_index->const_data_ptr<int64_t>() : nullptr,
+      beyond ? beyond->size(1) : 1};
   const ScalarType dtype = distance_dtype(x.scalar_type());
   const bool returns_double = dtype == ScalarType::Double;
-  Tensor distance = torch::stable::new_empty(x, {x.size(0), thresholds}, dtype);
-  Tensor index = torch::stable::new_empty(x, {x.size(0), thresholds}, ScalarType::Long);
-  if (x.size(0) == 0) {
-    return {distance, index};
-  }
-
-  const PackedPair packed(x, labels, order, references, reference_labels, reference_order);
-  const PackedMatrix& anchors = packed.anchors();
-  SelectState state(anchors.view(), thresholds);
-  if (self_index) {
-    const int64_t* self = self_index->const_data_ptr<int64_t>();
-    for (int64_t position = 0; position < anchors.view().rows; ++position) {
-      state.self_index[position] = self[anchors.view().index[position]];
-    }
-  }
+  Tensor distance = torch::stable::new_empty(x, {x.size(0), problem.thresholds}, dtype);
+  Tensor index = torch::stable::new_empty(x, {x.size(0), problem.thresholds}, ScalarType::Long);
+  SelectState state(x.size(0), problem.thresholds);
   if (beyond) {
-    fill_lower(state, anchors.view(), *beyond, metric, returns_double);
+    fill_lower(state, problem, *beyond, returns_double);
   }
-  const SelectTask task{anchors.view(),
-                        packed.references().view(),
-                        metric,
-                        same_class,
-                        farthest,
-                        state.self_index.data(),
-                        state.lower.data(),
-                        thresholds,
-                        state.best_value.data(),
-                        state.best_index.data()};
-  const SelectFunction select = select_function();
-  torch::stable::parallel_for(0, anchors.view().panel_count, 1,
-                              [&](int64_t begin, int64_t end) { select(task, begin, end); });
+  select_all(problem, state);
   if (returns_double) {
-    write_selection<double>(state, anchors, metric, farthest, thresholds, distance, index);
+    write_selection<double>(problem, state, distance, index);
   } else {
-    write_selection<float>(state, anchors, metric, farthest, thresholds, distance, index);
+    write_selection<float>(problem, state, distance, index);
   }
   return {distance, index};
 }

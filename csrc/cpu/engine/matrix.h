@@ -7,6 +7,7 @@
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <cmath>
 #include <cstdint>
 #include <type_traits>
 
@@ -63,6 +64,18 @@ class Matrix {
         out[k * step] = static_cast<double>(from[k * column_stride_]);
       }
     });
+  }
+
+  bool is_finite(int64_t row) const {
+    bool finite = true;
+    with_float_type(dtype_, [&](auto type) {
+      using T = decltype(type);
+      const T* from = static_cast<const T*>(data_) + row * row_stride_;
+      for (int64_t k = 0; k < columns_; ++k) {
+        finite = finite && std::isfinite(static_cast<double>(from[k * column_stride_]));
+      }
+    });
+    return finite;
   }
 
   // Whether both view the same elements in the same way.

@@ -7,8 +7,9 @@
 
 namespace dmlfast::cpu {
 
-PackedMatrix::PackedMatrix(const Matrix& matrix, const int64_t* labels, const int64_t* order) {
-  const int64_t panels = (matrix.rows() + kPanelRows - 1) / kPanelRows;
+PackedMatrix::PackedMatrix(const Matrix& matrix, const int64_t* labels, const int64_t* order,
+                           int64_t rows) {
+  const int64_t panels = (rows + kPanelRows - 1) / kPanelRows;
   const int64_t padded = panels * kPanelRows;
   panels_.reset(new double[padded * matrix.columns()]);
   labels_.reset(new int64_t[padded]);
@@ -16,7 +17,7 @@ PackedMatrix::PackedMatrix(const Matrix& matrix, const int64_t* labels, const in
   norms_.reset(new double[padded]);
   finite_.reset(new uint8_t[padded]);
   view_ = {panels_.get(), labels_.get(), index_.get(),    norms_.get(),
-           matrix.rows(), panels,        matrix.columns()};
+           rows,          panels,        matrix.columns()};
   torch::stable::parallel_for(0, panels, 64, [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) {
       pack_panel(matrix, labels, order, panel);
@@ -30,11 +31,11 @@ void PackedMatrix::pack_panel(const Matrix& matrix, const int64_t* labels, const
   double* to = panels_.get() + panel * kPanelRows * matrix.columns();
   for (int64_t lane = 0; lane < kPanelRows; ++lane) {
     const int64_t position = panel * kPanelRows + lane;
-    if (position >= matrix.rows()) {
+    if (position >= view_.rows) {
       for (int64_t k = 0; k < matrix.columns(); ++k) {
         to[k * kPanelRows + lane] = nan;
       }
-      labels_[position] = labels[order[matrix.rows() - 1]];
+      labels_[position] = labels[order[view_.rows - 1]];
       index_[position] = -1;
       norms_[position] = nan;
       finite_[position] = 0;
@@ -61,11 +62,11 @@ PackedPair::PackedPair(const torch::stable::Tensor& x, const torch::stable::Tens
                        const torch::stable::Tensor& reference_labels,
                        const torch::stable::Tensor& reference_order)
     : references_(Matrix(references), reference_labels.const_data_ptr<int64_t>(),
-                  reference_order.const_data_ptr<int64_t>()) {
+                  reference_order.const_data_ptr<int64_t>(), references.size(0)) {
   const Matrix rows(x);
   if (!rows.is(Matrix(references)) || order.const_data_ptr() != reference_order.const_data_ptr()) {
     anchors_ = std::make_unique<PackedMatrix>(rows, labels.const_data_ptr<int64_t>(),
-                                              order.const_data_ptr<int64_t>());
+                                              order.const_data_ptr<int64_t>(), x.size(0));
   }
 }
 

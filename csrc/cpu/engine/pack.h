@@ -14,8 +14,8 @@ namespace dmlfast::cpu {
 // Owns a matrix packed in label order: 8 * rows * (dimensions + 3) bytes.
 class PackedMatrix {
  public:
-  // labels and order are contiguous int64; order sorts the labels.
-  PackedMatrix(const Matrix& matrix, const int64_t* labels, const int64_t* order);
+  // Packs the `rows` rows that `order` lists, by ascending label.
+  PackedMatrix(const Matrix& matrix, const int64_t* labels, const int64_t* order, int64_t rows);
 
   const PackedRows& view() const { return view_; }
 

@@ -1,0 +1,105 @@
+#include "engine/search_pack.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+namespace dmlfast::cpu {
+
+namespace {
+
+constexpr int64_t kCentreRows = 1024;
+
+}  // namespace
+
+std::vector<double> search_centre(const Matrix& references, Metric metric) {
+  std::vector<double> centre(references.columns(), 0.0);
+  if (!sums_differences(metric) || references.rows() == 0) {
+    return centre;
+  }
+  const int64_t rows = std::min(references.rows(), kCentreRows);
+  std::vector<double> row(references.columns());
+  for (int64_t i = 0; i < rows; ++i) {
+    references.read_row(i * references.rows() / rows, row.data());
+    for (size_t k = 0; k < row.size(); ++k) {
+      centre[k] += row[k] / static_cast<double>(rows);
+    }
+  }
+  return centre;
+}
+
+SearchMatrix::SearchMatrix(const Matrix& matrix, const int64_t* labels, const int64_t* order,
+                           std::vector<double> centre, Metric metric)
+    : matrix_(matrix),
+      labels_in_(labels),
+      order_(order),
+      centre_(std::move(centre)),
+      metric_(metric),
+      norms_(matrix.rows()),
+      own_norms_(metric == Metric::cosine ? matrix.rows() : 0) {
+  torch::stable::parallel_for(0, matrix_.rows(), 256, [&](int64_t begin, int64_t end) {
+    std::vector<double> row(matrix_.columns());
+    for (int64_t position = begin; position < end; ++position) {
+      matrix_.read_row(order_[position], row.data());
+      double squares = 0.0;
+      for (size_t k = 0; k < row.size(); ++k) {
+        squares += (row[k] - centre_[k]) * (row[k] - centre_[k]);
+      }
+      norms_[position] = std::sqrt(squares);
+    }
+  });
+  for (double norm : norms_) {
+    if (!(norm <= greatest_norm_)) {
+      greatest_norm_ = norm;
+      if (std::isnan(norm)) {
+        break;
+      }
+    }
+  }
+  if (metric == Metric::cosine) {
+    own_norms_ = norms_;
+  }
+}
+
+void SearchMatrix::pack(double scale) {
+  const int64_t rows = matrix_.rows();
+  const int64_t columns = matrix_.columns();
+  const int64_t panels = (rows + kSearchPanelRows - 1) / kSearchPanelRows;
+  panels_.reset(new float[panels * kSearchPanelRows * columns]);
+  addends_.assign(panels * kSearchPanelRows, std::numeric_limits<float>::quiet_NaN());
+  labels_.resize(panels * kSearchPanelRows);
+  torch::stable::parallel_for(0, panels, 16, [&](int64_t begin, int64_t end) {
+    std::vector<double> row(columns);
+    for (int64_t position = begin * kSearchPanelRows; position < end * kSearchPanelRows;
+         ++position) {
+      float* to = panels_.get() + position / kSearchPanelRows * kSearchPanelRows * columns +
+                  position % kSearchPanelRows;
+      if (position >= rows) {
+        for (int64_t k = 0; k < columns; ++k) {
+          to[k * kSearchPanelRows] = 0.0f;
+        }
+        labels_[position] = labels_in_[order_[rows - 1]];
+        continue;
+      }
+      matrix_.read_row(order_[position], row.data());
+      double factor = scale;
+      if (metric_ == Metric::cosine) {
+        factor = norms_[position] == 0.0 ? 0.0 : 1.0 / norms_[position];
+      }
+      for (int64_t k = 0; k < columns; ++k) {
+        to[k * kSearchPanelRows] = static_cast<float>((row[k] - centre_[k]) * factor);
+      }
+      norms_[position] *= factor;
+      addends_[position] = sums_differences(metric_)
+                               ? static_cast<float>(norms_[position] * norms_[position])
+                               : 0.0f;
+      labels_[position] = labels_in_[order_[position]];
+    }
+  });
+  view_ = {panels_.get(), addends_.data(), labels_.data(), rows, panels, columns};
+}
+
+}  // namespace dmlfast::cpu

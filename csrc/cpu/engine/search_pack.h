@@ -1,0 +1,54 @@
+// Packs matrices for the fast search.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "engine/matrix.h"
+#include "engine/search_rows.h"
+#include "metric.h"
+
+namespace dmlfast::cpu {
+
+// What is taken from every row before it is packed: the mean of some rows under the Euclidean
+// metrics, whose distances it does not change, else zero. Shifted and collapsed batches become
+// ordinary.
+std::vector<double> search_centre(const Matrix& references, Metric metric);
+
+// Owns a matrix packed for the search: 4 * rows * dimensions bytes and a few per row.
+class SearchMatrix {
+ public:
+  SearchMatrix(const Matrix& matrix, const int64_t* labels, const int64_t* order,
+               std::vector<double> centre, Metric metric);
+
+  // Largest norm of a centred row; NaN or infinite where a row is not finite.
+  double greatest_norm() const { return greatest_norm_; }
+
+  // Packs the rows times `scale`, a power of two (cosine: each row over its norm).
+  void pack(double scale);
+
+  const SearchRows& view() const { return view_; }
+
+  // Norm of the packed row at a position, before its elements were rounded.
+  double norm(int64_t position) const { return norms_[position]; }
+
+  // Norm of the row as it was given, as cosine needs it.
+  double own_norm(int64_t position) const { return own_norms_[position]; }
+
+ private:
+  const Matrix matrix_;
+  const int64_t* labels_in_;
+  const int64_t* order_;
+  std::vector<double> centre_;
+  Metric metric_;
+  double greatest_norm_ = 0.0;
+  std::vector<double> norms_;
+  std::vector<double> own_norms_;
+  std::unique_ptr<float[]> panels_;
+  std::vector<float> addends_;
+  std::vector<int64_t> labels_;
+  SearchRows view_{};
+};
+
+}  // namespace dmlfast::cpu

@@ -1,0 +1,30 @@
+// Rows of a matrix as the fast search reads them: float32, in label order, centred and scaled, in
+// panels of sixteen rows whose elements alternate.
+#pragma once
+
+#include <cstdint>
+
+namespace dmlfast::cpu {
+
+constexpr int64_t kSearchPanelRows = 16;
+
+// Terms that are added up before the sum joins the total: shorter chains round less.
+constexpr int64_t kSearchChain = 16;
+
+// A view without ownership and without standard library types. The key of a pair, smaller for
+// closer, is addend[j] + factor * <x_i, y_j>; it differs from the value that selections compare
+// by an amount that depends on i alone, and by rounding.
+struct SearchRows {
+  const float* panels;    // [panel][dimension][kSearchPanelRows]; 0 past the end
+  const float* addends;   // [position]; NaN past the end, so that no key there compares
+  const int64_t* labels;  // [position], ascending; past the end the last label again
+  int64_t rows;
+  int64_t panel_count;
+  int64_t dimensions;
+};
+
+static inline const float* search_panel_of(const SearchRows& rows, int64_t panel) {
+  return rows.panels + panel * rows.dimensions * kSearchPanelRows;
+}
+
+}  // namespace dmlfast::cpu

@@ -1,0 +1,249 @@
+#include "neighbors_search_isa.h"
+
+#ifndef DMLFAST_ISA
+#error "compile this source through CMakeLists.txt, once per instruction set level"
+#endif
+
+namespace dmlfast::cpu::DMLFAST_ISA {
+
+namespace {
+
+// The level's own vector, and a tile of as many accumulators as its registers hold.
+#if defined(__AVX512F__)
+constexpr int64_t kVectorBytes = 64;
+constexpr int64_t kTileRows = 8;
+constexpr int64_t kTilePanels = 2;
+#elif defined(__AVX2__)
+constexpr int64_t kVectorBytes = 32;
+constexpr int64_t kTileRows = 4;
+constexpr int64_t kTilePanels = 1;
+#else
+constexpr int64_t kVectorBytes = 16;
+constexpr int64_t kTileRows = 2;
+constexpr int64_t kTilePanels = 1;
+#endif
+constexpr int64_t kLanes = kVectorBytes / int64_t{sizeof(float)};
+constexpr int64_t kPanelParts = kSearchPanelRows / kLanes;
+constexpr int64_t kParts = kTilePanels * kPanelParts;
+
+// Panels of y that stay in the L2 cache while a group of anchors passes over them.
+constexpr int64_t kCacheBytes = 256 * 1024;
+
+typedef float Part __attribute__((vector_size(kVectorBytes)));
+typedef int32_t MaskPart __attribute__((vector_size(kVectorBytes)));
+typedef float LoosePart __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+typedef int64_t WidePart __attribute__((vector_size(kVectorBytes), may_alias));
+
+inline Part load(const float* from) { return *reinterpret_cast<const LoosePart*>(from); }
+
+inline bool any(MaskPart mask) {
+  const WidePart wide = reinterpret_cast<WidePart>(mask);
+  int64_t bits = 0;
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < kVectorBytes / int64_t{sizeof(int64_t)}; ++i) {
+    bits |= wide[i];
+  }
+  return bits != 0;
+}
+
+// Products of kTileRows rows of x with kTilePanels panels of y.
+inline void multiply(const float* x, const float* const (&y)[kTilePanels], int64_t dimensions,
+                     Part (&totals)[kTileRows][kParts]) {
+#pragma GCC unroll 8
+  for (int64_t r = 0; r < kTileRows; ++r) {
+#pragma GCC unroll 8
+    for (int64_t p = 0; p < kParts; ++p) {
+      totals[r][p] = Part{};
+    }
+  }
+  for (int64_t begin = 0; begin < dimensions; begin += kSearchChain) {
+    const int64_t end = begin + kSearchChain < dimensions ? begin + kSearchChain : dimensions;
+    Part sums[kTileRows][kParts] = {};
+    for (int64_t k = begin; k < end; ++k) {
+      Part columns[kParts];
+#pragma GCC unroll 8
+      for (int64_t p = 0; p < kParts; ++p) {
+        columns[p] = load(y[p / kPanelParts] + k * kSearchPanelRows + (p % kPanelParts) * kLanes);
+      }
+#pragma GCC unroll 8
+      for (int64_t r = 0; r < kTileRows; ++r) {
+        const float row = x[k * kSearchPanelRows + r];
+#pragma GCC unroll 8
+        for (int64_t p = 0; p < kParts; ++p) {
+          sums[r][p] += row * columns[p];
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < kTileRows; ++r) {
+#pragma GCC unroll 8
+      for (int64_t p = 0; p < kParts; ++p) {
+        totals[r][p] += sums[r][p];
+      }
+    }
+  }
+}
+
+class Search {
+ public:
+  Search(const SearchTask& task, const SearchWindows& windows) : task_(task), windows_(windows) {}
+
+  void walk(int64_t group) const {
+    const SearchRows& x = task_.x;
+    const SearchRows& y = task_.y;
+    const int64_t first_panel = group * kSearchGroup;
+    const int64_t end_panel =
+        first_panel + kSearchGroup < x.panel_count ? first_panel + kSearchGroup : x.panel_count;
+    const int64_t panel_bytes = y.dimensions * kSearchPanelRows * int64_t{sizeof(float)};
+    const int64_t fitting = kCacheBytes / (panel_bytes < 1 ? 1 : panel_bytes);
+    const int64_t step = fitting < kTilePanels ? kTilePanels : fitting / kTilePanels * kTilePanels;
+    for (int64_t cached = task_.symmetric ? first_panel : 0; cached < y.panel_count;
+         cached += step) {
+      const int64_t cached_end = cached + step < y.panel_count ? cached + step : y.panel_count;
+      for (int64_t panel = first_panel; panel < end_panel; ++panel) {
+        for (int64_t row = 0; row < kSearchPanelRows; row += kTileRows) {
+          if (panel * kSearchPanelRows + row >= x.rows) {
+            break;
+          }
+          for (int64_t column = cached; column < cached_end; column += kTilePanels) {
+            tile(panel, row, column, cached_end);
+          }
+        }
+      }
+    }
+  }
+
+ private:
+  // Whether the rows and a panel of y are of one class.
+  bool is_one_class(int64_t first, int64_t last, int64_t panel) const {
+    const int64_t label = task_.x.labels[first];
+    const int64_t* labels = task_.y.labels + panel * kSearchPanelRows;
+    return task_.x.labels[last] == label && labels[0] == label &&
+           labels[kSearchPanelRows - 1] == label;
+  }
+
+  void tile(int64_t panel, int64_t row, int64_t column, int64_t column_end) const {
+    const SearchRows& x = task_.x;
+    const SearchRows& y = task_.y;
+    const int64_t first = panel * kSearchPanelRows + row;
+    // The lower triangle of a symmetric product is left to the tiles across the diagonal.
+    int64_t panels = column_end - column < kTilePanels ? column_end - column : kTilePanels;
+    bool wanted = false;
+    const float* columns[kTilePanels];
+    for (int64_t p = 0; p < kTilePanels; ++p) {
+      const int64_t own = column + (p < panels ? p : panels - 1);
+      columns[p] = search_panel_of(y, own);
+      wanted |=
+          (!task_.symmetric || own >= panel) && !is_one_class(first, first + kTileRows - 1, own);
+    }
+    if (!wanted) {
+      return;
+    }
+    Part products[kTileRows][kParts];
+    multiply(search_panel_of(x, panel) + row, columns, x.dimensions, products);
+    for (int64_t p = 0; p < panels; ++p) {
+      const int64_t own = column + p;
+      if (task_.symmetric && own < panel) {
+        continue;
+      }
+      serve_rows(first, own, products, p * kPanelParts);
+      if (task_.symmetric && own > panel) {
+        serve_columns(first, own, products, p * kPanelParts);
+      }
+    }
+  }
+
+  void serve_rows(int64_t first, int64_t panel, const Part (&products)[kTileRows][kParts],
+                  int64_t part) const {
+    for (int64_t q = 0; q < kPanelParts; ++q) {
+      const int64_t column = panel * kSearchPanelRows + q * kLanes;
+      const Part addends = load(task_.y.addends + column);
+#pragma GCC unroll 8
+      for (int64_t r = 0; r < kTileRows; ++r) {
+        const int64_t position = first + r;
+        const Part keys = addends + task_.factor * products[r][part + q];
+        const MaskPart mask = (keys <= windows_.limits[position]) & (keys >= task_.least[position]);
+        if (__builtin_expect(any(mask), 0)) {
+          for (int64_t lane = 0; lane < kLanes; ++lane) {
+            if (mask[lane]) {
+              offer(position, column + lane, keys[lane]);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  void serve_columns(int64_t first, int64_t panel, const Part (&products)[kTileRows][kParts],
+                     int64_t part) const {
+    for (int64_t q = 0; q < kPanelParts; ++q) {
+      const int64_t column = panel * kSearchPanelRows + q * kLanes;
+      const Part limits = load(windows_.limits + column);
+      const Part least = load(task_.least + column);
+#pragma GCC unroll 8
+      for (int64_t r = 0; r < kTileRows; ++r) {
+        const Part keys = task_.x.addends[first + r] + task_.factor * products[r][part + q];
+        const MaskPart mask = (keys <= limits) & (keys >= least);
+        if (__builtin_expect(any(mask), 0)) {
+          for (int64_t lane = 0; lane < kLanes; ++lane) {
+            if (mask[lane]) {
+              offer(column + lane, first + r, keys[lane]);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  void offer(int64_t position, int64_t candidate, float key) const {
+    if (position >= task_.x.rows || key > windows_.limits[position] ||
+        task_.x.labels[position] == task_.y.labels[candidate] ||
+        task_.self[position] == candidate) {
+      return;
+    }
+    if (key >= task_.surely[position]) {
+      const float limit = key + task_.twice_error[position];
+      if (limit < windows_.limits[position]) {
+        windows_.limits[position] = limit;
+      }
+    }
+    int32_t& count = windows_.counts[position];
+    if (count == kWindow) {
+      prune(position);
+    }
+    if (count == kWindow) {
+      if (key < windows_.lost[position]) {
+        windows_.lost[position] = key;
+      }
+      return;
+    }
+    windows_.keys[position * kWindow + count] = key;
+    windows_.positions[position * kWindow + count] = static_cast<int32_t>(candidate);
+    ++count;
+  }
+
+  void prune(int64_t position) const {
+    float* keys = windows_.keys + position * kWindow;
+    int32_t* positions = windows_.positions + position * kWindow;
+    int32_t kept = 0;
+    for (int32_t i = 0; i < windows_.counts[position]; ++i) {
+      if (keys[i] <= windows_.limits[position]) {
+        keys[kept] = keys[i];
+        positions[kept] = positions[i];
+        ++kept;
+      }
+    }
+    windows_.counts[position] = kept;
+  }
+
+  const SearchTask& task_;
+  const SearchWindows& windows_;
+};
+
+}  // namespace
+
+void search(const SearchTask& task, const SearchWindows& windows, int64_t group) {
+  Search(task, windows).walk(group);
+}
+
+}  // namespace dmlfast::cpu::DMLFAST_ISA
