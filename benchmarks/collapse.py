@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, choices=sorted(STUDENT))
     arguments = parser.parse_args()
     names = arguments.data or ["digits"]
+    machine = describe_machine()  # before this writes to the checkout
     with tempfile.TemporaryDirectory() as folder:
         runs = [
             run(name, positives, seed, Path(folder))
@@ -60,7 +61,7 @@ def main() -> None:
     summary = [summarize(runs, name, arguments.seeds) for name in names]
     result = {
         "command": " ".join(["python", *sys.argv]),
-        "machine": describe_machine(),
+        "machine": machine,
         "summary": summary,
         "runs": runs,
     }

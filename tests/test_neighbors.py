@@ -121,30 +121,40 @@ def test_is_exact_for_the_values_as_stored_in_every_dtype(selection, metric, dty
 
 
 @each_metric
-@pytest.mark.parametrize("selection", ["hardest_negative", "semihard_negative"])
+@each_selection
+@pytest.mark.parametrize("form", ["batch", "references and self_index"])
 @pytest.mark.parametrize("spread", ["tiny", "huge", "six decades", "one far row", "two points"])
-def test_the_search_is_exact_whatever_the_norms(select_isa, selection, metric, spread):
-    x, labels = make("random", 301, 40, 9)
+def test_the_search_is_exact_whatever_the_norms(select_isa, selection, metric, form, spread):
+    # A hundred per class, so that positives are searched for as well.
+    x, labels = make("random", 301, 40, 3)
+    generator = torch.Generator().manual_seed(0)
     if spread == "tiny":
         x *= 1e-30
     elif spread == "huge":
         x *= 1e15
     elif spread == "six decades":
-        generator = torch.Generator().manual_seed(0)
         x *= torch.logspace(-3, 3, 301)[torch.randperm(301, generator=generator)][:, None]
     elif spread == "one far row":
         x[17] *= 1e5
     else:
         x = 1e-4 * x + (torch.arange(301) % 2)[:, None]
-    positive = oracle.select(x, labels, metric=metric, same_class=True)[0]
-    beyond = positive if selection == "semihard_negative" else None
-    expected = oracle.select(x, labels, beyond=beyond, metric=metric, same_class=False)
+    others = {}
+    if form != "batch":
+        others = {"references": x, "reference_labels": labels}
+        rows = torch.randperm(301, generator=generator)[:250]
+        x, labels, others["self_index"] = x[rows], labels[rows], rows
+    extra, beyond = {}, None
+    if selection == "semihard_negative":
+        positive = oracle.select(x, labels, **others, metric=metric, same_class=True)[0]
+        beyond = torch.cat([positive, positive - 1e-3 * positive.abs()], 1)
+        extra = {"beyond": beyond}
+    rule = SELECTIONS[selection]
+    distance, index = oracle.select(x, labels, **others, beyond=beyond, metric=metric, **rule)
     for isa in ISAS:
         select_isa(isa)
-        extra = {} if beyond is None else {"beyond": beyond[:, 0]}
-        found = getattr(F, selection)(x, labels, metric=metric, **extra)
-        assert torch.equal(found.index, expected[1][:, 0])
-        assert torch.equal(found.distance, expected[0][:, 0])
+        found = getattr(F, selection)(x, labels, **others, metric=metric, **extra)
+        assert torch.equal(found.index.reshape(index.shape), index)
+        assert torch.equal(found.distance.reshape(index.shape), distance)
 
 
 @each_selection

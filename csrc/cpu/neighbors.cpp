@@ -43,29 +43,6 @@ SelectFunction select_function() {
   }
 }
 
-// The arguments of a selection.
-struct SelectProblem {
-  LabelledRows anchors;
-  LabelledRows references;
-  Metric metric;
-  bool same_class;
-  bool farthest;
-  const int64_t* self_index;  // [anchor] or null
-  int64_t thresholds;
-};
-
-// Per anchor position in label order, times thresholds where said, what a search reads and writes.
-struct SelectState {
-  SelectState(int64_t rows, int64_t thresholds)
-      : lower(rows * thresholds, -kInfinity),
-        best_value(rows * thresholds, kInfinity),
-        best_index(rows * thresholds, -1) {}
-
-  std::vector<double> lower;
-  std::vector<double> best_value;  // negated where the farthest is chosen
-  std::vector<int64_t> best_index;
-};
-
 void fill_lower(SelectState& state, const SelectProblem& problem, const Tensor& beyond,
                 bool returns_double) {
   const double* thresholds = beyond.const_data_ptr<double>();
@@ -121,10 +98,8 @@ void select_exactly(const SelectProblem& problem, const std::vector<int64_t>& po
 
 void select_all(const SelectProblem& problem, SelectState& state) {
   std::vector<int64_t> positions;
-  if (!problem.same_class && !problem.farthest && problem.thresholds == 1) {
-    positions = search_negatives({problem.anchors, problem.references, problem.metric,
-                                  problem.self_index, state.lower.data()},
-                                 state.best_value.data(), state.best_index.data());
+  if (search_applies(problem)) {
+    positions = search(problem, state);
   } else {
     positions.resize(problem.anchors.rows.rows());
     std::iota(positions.begin(), positions.end(), 0);

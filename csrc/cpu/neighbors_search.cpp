@@ -23,7 +23,13 @@ constexpr float kFloatInfinity = std::numeric_limits<float>::infinity();
 constexpr double kUnit = 0x1p-24;  // relative rounding error of float32
 
 // Below this number of pairs packing twice costs more than the exact engine.
-constexpr int64_t kFewPairs = 1 << 14;
+constexpr double kFewPairs = 1 << 14;
+
+// Below this number of same-class references per anchor the exact engine is faster.
+constexpr double kSmallClass = 64.0;
+
+// The exact engine serves more of them in one pass.
+constexpr int64_t kMostThresholds = 4;
 
 SearchFunction search_function() {
   switch (active_isa()) {
@@ -65,87 +71,80 @@ struct OwnWindows {
   std::unique_ptr<int32_t[]> positions;
 };
 
-class NegativeSearch {
+// One threshold of a problem.
+class Search {
  public:
-  explicit NegativeSearch(const NegativeQuery& query)
-      : query_(query),
-        symmetric_(query.anchors.is(query.references)),
-        y_(query.references.rows, query.references.labels, query.references.order,
-           search_centre(query.references.rows, query.metric), query.metric) {
-    if (!symmetric_) {
-      own_x_.emplace(query.anchors.rows, query.anchors.labels, query.anchors.order,
-                     search_centre(query.references.rows, query.metric), query.metric);
-    }
-  }
+  Search(const SelectProblem& problem, const SearchMatrix& x, const SearchMatrix& y, double scale,
+         SelectState& state, int64_t threshold)
+      : problem_(problem),
+        x_(x),
+        y_(y),
+        sign_(problem.farthest ? -1.0 : 1.0),
+        scale_(scale),
+        state_(state),
+        threshold_(threshold) {}
 
-  bool applies() const {
-    const double greatest = std::max(y_.greatest_norm(), x().greatest_norm());
-    return std::isfinite(y_.greatest_norm()) && std::isfinite(greatest) && greatest > 0.0;
-  }
-
-  std::vector<int64_t> run(double* best_value, int64_t* best_index) {
-    const double greatest = std::max(y_.greatest_norm(), x().greatest_norm());
-    scale_ = query_.metric == Metric::cosine ? 1.0 : std::exp2(-std::ilogb(greatest));
-    y_.pack(scale_);
-    if (own_x_) {
-      own_x_->pack(scale_);
-    }
+  // Marks the positions that stay undecided.
+  void run(std::vector<uint8_t>& undecided) {
     set_bounds();
     walk();
-    return decide(best_value, best_index);
+    torch::stable::parallel_for(0, x_.view().rows, 128,
+                                [&](int64_t begin, int64_t end) { decide(begin, end, undecided); });
   }
 
  private:
-  const SearchMatrix& x() const { return own_x_ ? *own_x_ : y_; }
+  int64_t slot(int64_t position) const { return position * problem_.thresholds + threshold_; }
 
   // The key of a pair is the scaled value minus a part that only the anchor decides. Its error
   // has three sources: the elements' rounding (2 units of |x||y|), the sum (a chain of 16 and
   // then the chains), and the rounding of addend and key. One unit in sixteen is spare, far more
   // than the float64 roundings need.
   void set_bounds() {
-    const SearchRows& rows = x().view();
+    const SearchRows& rows = x_.view();
     const int64_t padded = rows.panel_count * kSearchPanelRows;
     const double chains = std::ceil(static_cast<double>(rows.dimensions) / kSearchChain);
-    const double factor = sums_differences(query_.metric) ? 2.0 : 1.0;
-    double greatest = 0.0;
-    for (int64_t j = 0; j < y_.view().rows; ++j) {
-      greatest = std::max(greatest, y_.norm(j));
-    }
+    const double factor = sums_differences(problem_.metric) ? 2.0 : 1.0;
+    const double greatest = y_.greatest_packed_norm();
     least_.assign(padded, kFloatInfinity);
     surely_.assign(padded, kFloatInfinity);
     twice_error_.assign(padded, 0.0f);
     limits_.assign(padded, -kFloatInfinity);
-    self_.assign(padded, -1);
-    std::vector<int64_t> position_of;
-    if (query_.self_index != nullptr) {
-      position_of.resize(y_.view().rows);
-      for (int64_t j = 0; j < y_.view().rows; ++j) {
-        position_of[query_.references.order[j]] = j;
-      }
-    }
     for (int64_t i = 0; i < rows.rows; ++i) {
-      const double norm = x().norm(i);
-      const double products = factor * norm * greatest;
-      const double key = products + (factor == 2.0 ? greatest * greatest : 0.0);
-      const double error = 1.0625 * kUnit * ((kSearchChain + chains + 4.0) * products + 3.0 * key);
-      const double lower = query_.lower[i];
+      const double lower = state_.lower[slot(i)];
       if (std::isnan(lower)) {
         continue;
       }
+      const double products = factor * x_.norm(i) * greatest;
+      const double key = products + (factor == 2.0 ? greatest * greatest : 0.0);
+      const double error = 1.0625 * kUnit * ((kSearchChain + chains + 4.0) * products + 3.0 * key);
       limits_[i] = kFloatInfinity;
       twice_error_[i] = rounded_up(2.0 * error);
-      const double least = key_of(lower, norm);
+      // Every key is admissible where there is no threshold, as for the farthest.
+      const double least = lower == -kInfinity ? lower : key_of(lower, x_.norm(i));
       least_[i] = rounded_down(least - error);
       surely_[i] = rounded_up(least + error);
-      if (query_.self_index != nullptr) {
-        const int64_t self = query_.self_index[query_.anchors.order[i]];
-        self_[i] = self >= 0 && self < y_.view().rows ? position_of[self] : -1;
-      }
+    }
+    set_self();
+  }
+
+  void set_self() {
+    self_.assign(x_.view().panel_count * kSearchPanelRows, -1);
+    if (problem_.self_index == nullptr) {
+      return;
+    }
+    const int64_t references = y_.view().rows;
+    std::vector<int64_t> position_of(references);
+    for (int64_t j = 0; j < references; ++j) {
+      position_of[problem_.references.order[j]] = j;
+    }
+    for (int64_t i = 0; i < x_.view().rows; ++i) {
+      const int64_t self = problem_.self_index[problem_.anchors.order[i]];
+      self_[i] = self >= 0 && self < references ? position_of[self] : -1;
     }
   }
 
   double key_of(double value, double norm) const {
-    switch (query_.metric) {
+    switch (problem_.metric) {
       case Metric::cosine:
         return value - 1.0;
       case Metric::dot:
@@ -156,10 +155,16 @@ class NegativeSearch {
   }
 
   void walk() {
-    const SearchTask task{x().view(),     y_.view(),
-                          symmetric_,     sums_differences(query_.metric) ? -2.0f : -1.0f,
-                          self_.data(),   least_.data(),
-                          surely_.data(), twice_error_.data()};
+    const double factor = sums_differences(problem_.metric) ? -2.0 : -1.0;
+    const SearchTask task{x_.view(),
+                          y_.view(),
+                          &x_ == &y_,
+                          problem_.same_class,
+                          static_cast<float>(sign_ * factor),
+                          self_.data(),
+                          least_.data(),
+                          surely_.data(),
+                          twice_error_.data()};
     const SearchFunction search = search_function();
     const int64_t groups = (task.x.panel_count + kSearchGroup - 1) / kSearchGroup;
     const int64_t workers =
@@ -179,37 +184,28 @@ class NegativeSearch {
     });
   }
 
-  std::vector<int64_t> decide(double* best_value, int64_t* best_index) const {
-    const int64_t anchors = x().view().rows;
-    std::vector<uint8_t> undecided(anchors, 0);
-    torch::stable::parallel_for(0, anchors, 128, [&](int64_t begin, int64_t end) {
-      std::vector<double> row(query_.anchors.rows.columns());
-      std::vector<double> other(row.size());
-      for (int64_t i = begin; i < end; ++i) {
-        float limit = kFloatInfinity;
-        float lost = kFloatInfinity;
-        for (const auto& windows : windows_) {
-          limit = std::min(limit, windows->limits[i]);
-          lost = std::min(lost, windows->lost[i]);
-        }
-        if (lost <= limit && lost < kFloatInfinity) {
-          undecided[i] = 1;
-          continue;
-        }
-        decide_anchor(i, limit, row, other, best_value + i, best_index + i);
+  void decide(int64_t begin, int64_t end, std::vector<uint8_t>& undecided) const {
+    std::vector<double> row(problem_.anchors.rows.columns());
+    std::vector<double> other(row.size());
+    for (int64_t i = begin; i < end; ++i) {
+      float limit = kFloatInfinity;
+      float lost = kFloatInfinity;
+      for (const auto& windows : windows_) {
+        limit = std::min(limit, windows->limits[i]);
+        lost = std::min(lost, windows->lost[i]);
       }
-    });
-    std::vector<int64_t> positions;
-    for (int64_t i = 0; i < anchors; ++i) {
-      if (undecided[i] != 0) {
-        positions.push_back(i);
+      if (lost <= limit && lost < kFloatInfinity) {
+        undecided[i] = 1;
+      } else {
+        decide_anchor(i, limit, row, other);
       }
     }
-    return positions;
   }
 
-  void decide_anchor(int64_t i, float limit, std::vector<double>& row, std::vector<double>& other,
-                     double* best_value, int64_t* best_index) const {
+  void decide_anchor(int64_t i, float limit, std::vector<double>& row,
+                     std::vector<double>& other) const {
+    double& best_value = state_.best_value[slot(i)];
+    int64_t& best_index = state_.best_index[slot(i)];
     bool is_read = false;
     for (const auto& windows : windows_) {
       for (int32_t c = 0; c < windows->counts[i]; ++c) {
@@ -217,17 +213,18 @@ class NegativeSearch {
           continue;
         }
         const int64_t position = windows->positions[i * kWindow + c];
-        const int64_t index = query_.references.order[position];
+        const int64_t index = problem_.references.order[position];
         if (!is_read) {
-          query_.anchors.rows.read_row(query_.anchors.order[i], row.data());
+          problem_.anchors.rows.read_row(problem_.anchors.order[i], row.data());
           is_read = true;
         }
-        query_.references.rows.read_row(index, other.data());
+        problem_.references.rows.read_row(index, other.data());
         const double value = exact_value(i, position, row, other);
-        if (value >= query_.lower[i] &&
-            (value < *best_value || (value == *best_value && index < *best_index))) {
-          *best_value = value;
-          *best_index = index;
+        const double key = sign_ * value;
+        if (value >= state_.lower[slot(i)] &&
+            (key < best_value || (key == best_value && index < best_index))) {
+          best_value = key;
+          best_index = index;
         }
       }
     }
@@ -236,7 +233,7 @@ class NegativeSearch {
   double exact_value(int64_t i, int64_t position, const std::vector<double>& row,
                      const std::vector<double>& other) const {
     double sum = 0.0;
-    if (sums_differences(query_.metric)) {
+    if (sums_differences(problem_.metric)) {
       for (size_t k = 0; k < row.size(); ++k) {
         const double difference = row[k] - other[k];
         sum += difference * difference;
@@ -246,16 +243,18 @@ class NegativeSearch {
         sum += row[k] * other[k];
       }
     }
-    const bool cosine = query_.metric == Metric::cosine;
-    return value_of(query_.metric, sum, cosine ? x().own_norm(i) : 0.0,
+    const bool cosine = problem_.metric == Metric::cosine;
+    return value_of(problem_.metric, sum, cosine ? x_.own_norm(i) : 0.0,
                     cosine ? y_.own_norm(position) : 0.0);
   }
 
-  const NegativeQuery& query_;
-  bool symmetric_;
-  SearchMatrix y_;
-  std::optional<SearchMatrix> own_x_;
-  double scale_ = 1.0;
+  const SelectProblem& problem_;
+  const SearchMatrix& x_;
+  const SearchMatrix& y_;
+  double sign_;
+  double scale_;
+  SelectState& state_;
+  int64_t threshold_;
   std::vector<float> least_;
   std::vector<float> surely_;
   std::vector<float> twice_error_;
@@ -263,6 +262,26 @@ class NegativeSearch {
   std::vector<int64_t> self_;
   std::vector<std::unique_ptr<OwnWindows>> windows_;
 };
+
+// Pairs of anchors and references of one class.
+double same_class_pairs(const LabelledRows& anchors, const LabelledRows& references) {
+  const int64_t count = references.rows.rows();
+  double pairs = 0.0;
+  int64_t begin = 0;
+  int64_t end = 0;
+  for (int64_t i = 0; i < anchors.rows.rows(); ++i) {
+    const int64_t label = anchors.labels[anchors.order[i]];
+    while (begin < count && references.labels[references.order[begin]] < label) {
+      ++begin;
+    }
+    end = std::max(begin, end);
+    while (end < count && references.labels[references.order[end]] == label) {
+      ++end;
+    }
+    pairs += static_cast<double>(end - begin);
+  }
+  return pairs;
+}
 
 std::vector<int64_t> all_positions(int64_t rows) {
   std::vector<int64_t> positions(rows);
@@ -272,19 +291,58 @@ std::vector<int64_t> all_positions(int64_t rows) {
 
 }  // namespace
 
-std::vector<int64_t> search_negatives(const NegativeQuery& query, double* best_value,
-                                      int64_t* best_index) {
-  const int64_t anchors = query.anchors.rows.rows();
-  const int64_t references = query.references.rows.rows();
-  if (references == 0 || anchors < kFewPairs / references || query.anchors.rows.columns() == 0 ||
+SelectState::SelectState(int64_t rows, int64_t thresholds)
+    : lower(rows * thresholds, -kInfinity),
+      best_value(rows * thresholds, kInfinity),
+      best_index(rows * thresholds, -1) {}
+
+bool search_applies(const SelectProblem& problem) {
+  const int64_t anchors = problem.anchors.rows.rows();
+  const int64_t references = problem.references.rows.rows();
+  if (problem.anchors.rows.columns() == 0 || problem.thresholds > kMostThresholds ||
       std::max(anchors, references) > std::numeric_limits<int32_t>::max()) {
-    return all_positions(anchors);
+    return false;
   }
-  NegativeSearch search(query);
-  if (!search.applies()) {
-    return all_positions(anchors);
+  double pairs = static_cast<double>(anchors) * static_cast<double>(references);
+  if (problem.same_class) {
+    // The exact engine computes no more than the pairs of a class, which is less than packing
+    // where classes are small.
+    pairs = same_class_pairs(problem.anchors, problem.references);
+    return pairs >= kFewPairs && pairs >= kSmallClass * static_cast<double>(anchors);
   }
-  return search.run(best_value, best_index);
+  return pairs >= kFewPairs;
+}
+
+std::vector<int64_t> search(const SelectProblem& problem, SelectState& state) {
+  const std::vector<double> centre = search_centre(problem.references.rows, problem.metric);
+  SearchMatrix y(problem.references, centre, problem.metric);
+  std::optional<SearchMatrix> own_x;
+  if (!problem.anchors.is(problem.references)) {
+    own_x.emplace(problem.anchors, centre, problem.metric);
+  }
+  const SearchMatrix& x = own_x ? *own_x : y;
+  if (!std::isfinite(x.greatest_norm()) || !std::isfinite(y.greatest_norm())) {
+    return all_positions(x.rows());
+  }
+  // A power of two: exact, and it keeps products far from the ends of float32's range.
+  const double greatest = std::max(x.greatest_norm(), y.greatest_norm());
+  const bool scales = problem.metric != Metric::cosine && greatest > 0.0;
+  const double scale = scales ? std::exp2(-std::ilogb(greatest)) : 1.0;
+  y.pack(scale, problem.farthest);
+  if (own_x) {
+    own_x->pack(scale, problem.farthest);
+  }
+  std::vector<uint8_t> undecided(x.rows(), 0);
+  for (int64_t t = 0; t < problem.thresholds; ++t) {
+    Search(problem, x, y, scale, state, t).run(undecided);
+  }
+  std::vector<int64_t> positions;
+  for (int64_t i = 0; i < x.rows(); ++i) {
+    if (undecided[i] != 0) {
+      positions.push_back(i);
+    }
+  }
+  return positions;
 }
 
 }  // namespace dmlfast::cpu

@@ -1,4 +1,4 @@
-// The nearest negative of every anchor by a float32 search, proven exact anchor by anchor.
+// Selections by a float32 search, proven exact anchor by anchor.
 #pragma once
 
 #include <cstdint>
@@ -9,19 +9,32 @@
 
 namespace dmlfast::cpu {
 
-struct NegativeQuery {
+// What is selected: per anchor and threshold the nearest or farthest reference under a label rule.
+struct SelectProblem {
   LabelledRows anchors;
   LabelledRows references;
   Metric metric;
+  bool same_class;
+  bool farthest;
   const int64_t* self_index;  // [anchor] reference that is the anchor itself, or null
-  const double* lower;        // [position] least admissible value; NaN admits none
+  int64_t thresholds;
 };
 
-// Finds, by anchor position in label order, the least admissible value among references of other
-// classes and its reference, the lowest of equals; leaves +inf and -1 where there is none.
-// Returns the positions that the error bound leaves undecided: all of them when the rows are not
-// finite or there are too few to be worth it.
-std::vector<int64_t> search_negatives(const NegativeQuery& query, double* best_value,
-                                      int64_t* best_index);
+// Per anchor position in label order, times thresholds, what a search reads and writes.
+struct SelectState {
+  SelectState(int64_t rows, int64_t thresholds);
+
+  std::vector<double> lower;       // least admissible value; NaN admits none
+  std::vector<double> best_value;  // +inf where nothing was found; negated for the farthest
+  std::vector<int64_t> best_index;
+};
+
+// Whether the search is worth packing the rows for it.
+bool search_applies(const SelectProblem& problem);
+
+// Writes the selections that the error bound decides, the lowest reference of equal values, and
+// returns the positions of the other anchors, in ascending order: all of them when the rows are
+// not finite.
+std::vector<int64_t> search(const SelectProblem& problem, SelectState& state);
 
 }  // namespace dmlfast::cpu

@@ -114,12 +114,15 @@ class Search {
   }
 
  private:
-  // Whether the rows and a panel of y are of one class.
-  bool is_one_class(int64_t first, int64_t last, int64_t panel) const {
-    const int64_t label = task_.x.labels[first];
-    const int64_t* labels = task_.y.labels + panel * kSearchPanelRows;
-    return task_.x.labels[last] == label && labels[0] == label &&
-           labels[kSearchPanelRows - 1] == label;
+  // Whether some pair of the rows [first, last] and a panel of y obeys the label rule.
+  bool has_candidates(int64_t first, int64_t last, int64_t panel) const {
+    const int64_t* x = task_.x.labels;
+    const int64_t* y = task_.y.labels + panel * kSearchPanelRows;
+    const int64_t y_last = y[kSearchPanelRows - 1];
+    if (task_.same_class) {
+      return x[first] <= y_last && y[0] <= x[last];
+    }
+    return x[first] != x[last] || y[0] != y_last || x[first] != y[0];
   }
 
   void tile(int64_t panel, int64_t row, int64_t column, int64_t column_end) const {
@@ -134,7 +137,7 @@ class Search {
       const int64_t own = column + (p < panels ? p : panels - 1);
       columns[p] = search_panel_of(y, own);
       wanted |=
-          (!task_.symmetric || own >= panel) && !is_one_class(first, first + kTileRows - 1, own);
+          (!task_.symmetric || own >= panel) && has_candidates(first, first + kTileRows - 1, own);
     }
     if (!wanted) {
       return;
@@ -197,7 +200,7 @@ class Search {
 
   void offer(int64_t position, int64_t candidate, float key) const {
     if (position >= task_.x.rows || key > windows_.limits[position] ||
-        task_.x.labels[position] == task_.y.labels[candidate] ||
+        (task_.x.labels[position] == task_.y.labels[candidate]) != task_.same_class ||
         task_.self[position] == candidate) {
       return;
     }

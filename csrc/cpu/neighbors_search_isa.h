@@ -1,4 +1,4 @@
-// The fast search for nearest negatives, compiled once per instruction set level.
+// The fast search of the family `neighbors`, compiled once per instruction set level.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +15,7 @@ struct SearchTask {
   SearchRows x;
   SearchRows y;
   bool symmetric;  // y is x: a tile serves its rows and its columns
+  bool same_class;
   float factor;
   const int64_t* self;       // [position in x] position in y that is never a candidate, or -1
   const float* least;        // [position] keys below it are surely not admissible

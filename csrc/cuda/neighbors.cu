@@ -13,8 +13,8 @@
 #include <type_traits>
 
 #include "metric_name.h"
-#include "operator_checks.h"
 #include "neighbors_kernels.cuh"
+#include "operator_checks.h"
 
 namespace dmlfast::cuda {
 
@@ -60,8 +60,9 @@ void select(SelectArguments<T> arguments, const Tensor& x, const Tensor& referen
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-std::tuple<Tensor, Tensor> neighbors_select(Tensor x, Tensor labels, Tensor order, Tensor references,
-                                            Tensor reference_labels, Tensor reference_order,
+std::tuple<Tensor, Tensor> neighbors_select(Tensor x, Tensor labels, Tensor order,
+                                            Tensor references, Tensor reference_labels,
+                                            Tensor reference_order,
                                             std::optional<Tensor> self_index,
                                             std::optional<Tensor> beyond, std::string metric,
                                             bool same_class, bool farthest) {

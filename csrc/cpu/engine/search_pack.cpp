@@ -31,19 +31,13 @@ std::vector<double> search_centre(const Matrix& references, Metric metric) {
   return centre;
 }
 
-SearchMatrix::SearchMatrix(const Matrix& matrix, const int64_t* labels, const int64_t* order,
-                           std::vector<double> centre, Metric metric)
-    : matrix_(matrix),
-      labels_in_(labels),
-      order_(order),
-      centre_(std::move(centre)),
-      metric_(metric),
-      norms_(matrix.rows()),
-      own_norms_(metric == Metric::cosine ? matrix.rows() : 0) {
-  torch::stable::parallel_for(0, matrix_.rows(), 256, [&](int64_t begin, int64_t end) {
-    std::vector<double> row(matrix_.columns());
+SearchMatrix::SearchMatrix(const LabelledRows& matrix, const std::vector<double>& centre,
+                           Metric metric)
+    : matrix_(matrix), centre_(centre), metric_(metric), norms_(matrix.rows.rows()) {
+  torch::stable::parallel_for(0, rows(), 256, [&](int64_t begin, int64_t end) {
+    std::vector<double> row(matrix_.rows.columns());
     for (int64_t position = begin; position < end; ++position) {
-      matrix_.read_row(order_[position], row.data());
+      matrix_.rows.read_row(matrix_.order[position], row.data());
       double squares = 0.0;
       for (size_t k = 0; k < row.size(); ++k) {
         squares += (row[k] - centre_[k]) * (row[k] - centre_[k]);
@@ -64,9 +58,13 @@ SearchMatrix::SearchMatrix(const Matrix& matrix, const int64_t* labels, const in
   }
 }
 
-void SearchMatrix::pack(double scale) {
-  const int64_t rows = matrix_.rows();
-  const int64_t columns = matrix_.columns();
+double SearchMatrix::greatest_packed_norm() const {
+  return norms_.empty() ? 0.0 : *std::max_element(norms_.begin(), norms_.end());
+}
+
+void SearchMatrix::pack(double scale, bool negated) {
+  const int64_t rows = this->rows();
+  const int64_t columns = matrix_.rows.columns();
   const int64_t panels = (rows + kSearchPanelRows - 1) / kSearchPanelRows;
   panels_.reset(new float[panels * kSearchPanelRows * columns]);
   addends_.assign(panels * kSearchPanelRows, std::numeric_limits<float>::quiet_NaN());
@@ -81,10 +79,10 @@ void SearchMatrix::pack(double scale) {
         for (int64_t k = 0; k < columns; ++k) {
           to[k * kSearchPanelRows] = 0.0f;
         }
-        labels_[position] = labels_in_[order_[rows - 1]];
+        labels_[position] = matrix_.labels[matrix_.order[rows - 1]];
         continue;
       }
-      matrix_.read_row(order_[position], row.data());
+      matrix_.rows.read_row(matrix_.order[position], row.data());
       double factor = scale;
       if (metric_ == Metric::cosine) {
         factor = norms_[position] == 0.0 ? 0.0 : 1.0 / norms_[position];
@@ -93,10 +91,9 @@ void SearchMatrix::pack(double scale) {
         to[k * kSearchPanelRows] = static_cast<float>((row[k] - centre_[k]) * factor);
       }
       norms_[position] *= factor;
-      addends_[position] = sums_differences(metric_)
-                               ? static_cast<float>(norms_[position] * norms_[position])
-                               : 0.0f;
-      labels_[position] = labels_in_[order_[position]];
+      const double addend = sums_differences(metric_) ? norms_[position] * norms_[position] : 0.0;
+      addends_[position] = static_cast<float>(negated ? -addend : addend);
+      labels_[position] = matrix_.labels[matrix_.order[position]];
     }
   });
   view_ = {panels_.get(), addends_.data(), labels_.data(), rows, panels, columns};

@@ -5,7 +5,7 @@
 #include <memory>
 #include <vector>
 
-#include "engine/matrix.h"
+#include "engine/labelled_rows.h"
 #include "engine/search_rows.h"
 #include "metric.h"
 
@@ -19,28 +19,30 @@ std::vector<double> search_centre(const Matrix& references, Metric metric);
 // Owns a matrix packed for the search: 4 * rows * dimensions bytes and a few per row.
 class SearchMatrix {
  public:
-  SearchMatrix(const Matrix& matrix, const int64_t* labels, const int64_t* order,
-               std::vector<double> centre, Metric metric);
+  SearchMatrix(const LabelledRows& matrix, const std::vector<double>& centre, Metric metric);
+
+  int64_t rows() const { return matrix_.rows.rows(); }
 
   // Largest norm of a centred row; NaN or infinite where a row is not finite.
   double greatest_norm() const { return greatest_norm_; }
 
-  // Packs the rows times `scale`, a power of two (cosine: each row over its norm).
-  void pack(double scale);
+  // Packs the rows times `scale`, a power of two (cosine: each row over its norm); addends are
+  // negated where the greatest value is searched for.
+  void pack(double scale, bool negated);
 
   const SearchRows& view() const { return view_; }
 
   // Norm of the packed row at a position, before its elements were rounded.
   double norm(int64_t position) const { return norms_[position]; }
 
+  double greatest_packed_norm() const;
+
   // Norm of the row as it was given, as cosine needs it.
   double own_norm(int64_t position) const { return own_norms_[position]; }
 
  private:
-  const Matrix matrix_;
-  const int64_t* labels_in_;
-  const int64_t* order_;
-  std::vector<double> centre_;
+  const LabelledRows matrix_;
+  const std::vector<double>& centre_;
   Metric metric_;
   double greatest_norm_ = 0.0;
   std::vector<double> norms_;
