@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import oracle
@@ -13,88 +12,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from neighbors_cases import (
+    DTYPES,
+    FORMS,
+    INTEGERS,
+    ISAS,
+    SELECTIONS,
+    Problem,
+    assert_same_bits,
+    distance_only,
+    each_backend,
+    each_metric,
+    each_selection,
+)
 from oracle import DATA, METRICS, make
 from torch import Tensor
 
 import dmlfast.functional as F
-from dmlfast import _library, use_backend
-
-SELECTIONS = {
-    "nearest_positive": {"same_class": True},
-    "farthest_positive": {"same_class": True, "farthest": True},
-    "hardest_negative": {"same_class": False},
-    "semihard_negative": {"same_class": False},
-}
-FORMS = ("batch", "references", "references and self_index")
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-INTEGERS = (
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-    torch.uint8,
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
-)
-ISAS = _library.module.usable_cpu_isas()
-
-each_selection = pytest.mark.parametrize("selection", SELECTIONS)
-each_metric = pytest.mark.parametrize("metric", METRICS)
-each_backend = pytest.mark.parametrize("backend", ["kernel", "reference"])
-
-
-class Problem:
-    """Points, labels and, in two of the forms, references: 137 anchors, 201 references."""
-
-    def __init__(self, kind: str, form: str, dtype: torch.dtype = torch.float32, d: int = 5):
-        generator = torch.Generator().manual_seed(7)
-        points, classes = make(kind, 201, d, 6, dtype=dtype)
-        rows = torch.randperm(201, generator=generator)[:137]
-        self.x, self.labels = points[rows].clone(), classes[rows].clone()
-        self.others: dict[str, Tensor] = {}
-        if form != "batch":
-            self.others = {"references": points, "reference_labels": classes}
-        if form == "references and self_index":
-            unknown = torch.rand(137, generator=generator) < 0.2
-            self.others["self_index"] = torch.where(unknown, -1, rows)
-
-    def beyond(self, metric: str) -> Tensor:
-        """Distances of the nearest positives, as semi-hard mining hands them in."""
-        found = oracle.select(self.x, self.labels, **self.others, metric=metric, same_class=True)
-        return found[0][:, 0]
-
-    def library(self, selection: str, metric: str) -> F.Selection:
-        extra = {"beyond": self.beyond(metric)} if selection == "semihard_negative" else {}
-        function = getattr(F, selection)
-        return function(self.x, self.labels, **self.others, metric=metric, **extra)
-
-    def oracle(self, selection: str, metric: str) -> tuple[Tensor, Tensor]:
-        beyond = self.beyond(metric)[:, None] if selection == "semihard_negative" else None
-        rule = SELECTIONS[selection]
-        found = oracle.select(
-            self.x, self.labels, **self.others, beyond=beyond, metric=metric, **rule
-        )
-        return found[0][:, 0], found[1][:, 0]
-
-
-def assert_same_bits(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
-    for a, b in zip(actual, expected, strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a.detach().numpy(), b.detach().numpy())
-
-
-def distance_only(selection: str, **options: object) -> Callable[..., Tensor]:
-    """The selection's distances, those of semi-hard negatives beyond the nearest positive."""
-
-    def distance(x: Tensor, labels: Tensor, *others: Tensor) -> Tensor:
-        if selection != "semihard_negative":
-            return getattr(F, selection)(x, labels, *others, **options).distance
-        beyond = F.nearest_positive(x, labels, *others, **options).distance
-        return F.semihard_negative(x, labels, *others, beyond=beyond, **options).distance
-
-    return distance
-
+from dmlfast import use_backend
 
 # --- the choice and its distance ------------------------------------------------------------------
 
@@ -586,223 +521,6 @@ def test_a_nan_anchor_alone_in_its_class_has_distance_nan(backend):
         found = F.nearest_positive(x, torch.tensor([0, 1, 1]))
     assert found.index.tolist() == [-1, 2, 1]
     assert found.distance.isnan().tolist() == [True, False, False]
-
-
-# --- gradients ------------------------------------------------------------------------------------
-
-
-@each_selection
-@each_metric
-@pytest.mark.parametrize("form", ["batch", "references and self_index"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_the_gradient_is_that_of_the_chosen_distances(selection, metric, form, dtype):
-    problem = Problem("random", form, dtype)
-    problem.x.requires_grad_()
-    leaves = [problem.x]
-    if form != "batch":
-        leaves.append(problem.others["references"].requires_grad_())
-    found = problem.library(selection, metric)
-    weight = torch.randn(137, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    weight[found.index < 0] = 0.0
-    distance = torch.where(found.index >= 0, found.distance, 0.0)
-    actual = torch.autograd.grad((weight * distance).sum(), leaves)
-    weights = torch.zeros(137, len(leaves[-1]), dtype=torch.float64)
-    weights.scatter_(1, found.index.clamp(min=0)[:, None], weight[:, None])
-    expected = oracle.triplet_gradients(
-        weights, problem.x, problem.others.get("references"), metric
-    )
-    # The sums are rounded once to the dtype (within a batch twice, and added there); the upstream
-    # gradient was rounded to float32 first. float64 allows a thousand roundings.
-    tolerance = {torch.float64: 1e-13, torch.float32: 4e-7, torch.bfloat16: 3e-2}[dtype]
-    for a, e in zip(actual, expected, strict=False):
-        assert a.dtype == dtype
-        assert oracle.relative_error(a, e) < tolerance
-
-
-@each_selection
-@each_metric
-def test_the_gradients_of_kernel_and_reference_agree(selection, metric):
-    for kind in ("random", "tied", "duplicated", "collapsed"):
-        problem = Problem(kind, "references and self_index", torch.float64)
-        leaves = (problem.x.requires_grad_(), problem.others["references"].requires_grad_())
-        gradients = []
-        for backend in ("kernel", "reference"):
-            with use_backend(backend):
-                distance = problem.library(selection, metric).distance
-            total = distance.masked_fill(distance.isinf(), 0.0).sin().sum()
-            gradients.append(torch.cat(torch.autograd.grad(total, leaves)))
-        # Both add float64; the order of the terms of a dot product may differ: for points that
-        # are all but equal, differences of numbers near 1 lose another 1e4.
-        assert oracle.relative_error(*gradients) < 1e-10
-
-
-@each_selection
-@each_metric
-def test_gradcheck_of_the_reference(selection, metric):
-    # Points in general position: no step of gradcheck, 1e-6, changes a choice.
-    x, labels = make("random", 9, 3, 3, dtype=torch.float64)
-    references, others = make("random", 8, 3, 3, seed=1, dtype=torch.float64)
-    function = distance_only(selection, metric=metric)
-
-    def finite(x: Tensor, references: Tensor) -> Tensor:
-        distance = function(x, labels, references, others)
-        return distance[distance.isfinite()]
-
-    with use_backend("reference"):
-        assert torch.autograd.gradcheck(
-            finite, (x.requires_grad_(), references.requires_grad_()), atol=1e-6
-        )
-
-
-@each_backend
-@pytest.mark.parametrize("selection", ["nearest_positive", "farthest_positive"])
-def test_the_gradient_at_distance_0_is_0(backend, selection):
-    x = torch.ones(4, 3, requires_grad=True)
-    with use_backend(backend):
-        getattr(F, selection)(x, torch.zeros(4, dtype=torch.int64)).distance.sum().backward()
-    assert x.grad.tolist() == [[0.0] * 3] * 4
-
-
-@each_backend
-def test_a_zero_vector_has_cosine_distance_1_and_gradient_0(backend):
-    x = torch.tensor([[0.0, 0.0], [3.0, 4.0]], requires_grad=True)
-    with use_backend(backend):
-        found = F.nearest_positive(x, torch.tensor([0, 0]), metric="cosine")
-        found.distance.sum().backward()
-    assert found.distance.tolist() == [1.0, 1.0]
-    assert x.grad.tolist() == [[0.0, 0.0], [0.0, 0.0]]
-
-
-@each_backend
-def test_indices_carry_no_gradient(backend):
-    x, labels = make("random", 10, 3, 2)
-    with use_backend(backend):
-        found = F.nearest_positive(x.requires_grad_(), labels)
-    assert found.distance.requires_grad
-    assert not found.index.requires_grad
-
-
-@each_backend
-def test_a_gradient_flows_to_references_alone(backend):
-    x, labels = make("random", 6, 3, 2)
-    references = x.clone().requires_grad_()
-    with use_backend(backend):
-        F.hardest_negative(x, labels, references, labels).distance.sum().backward()
-    assert references.grad.norm() > 0
-
-
-@each_backend
-def test_a_second_backward_raises(backend):
-    x, labels = make("random", 6, 3, 2)
-    x.requires_grad_()
-    with use_backend(backend):
-        distance = F.nearest_positive(x, labels).distance.sum()
-        (gradient,) = torch.autograd.grad(distance, x, create_graph=True)
-        # x.sum() keeps a graph alive: a gradient that was silently constant would pass.
-        with pytest.raises(RuntimeError, match="differentiate"):
-            (gradient.square().sum() + x.sum()).backward()
-
-
-# --- what torch does around it --------------------------------------------------------------------
-
-
-def _all_calls(x: Tensor, references: Tensor) -> Callable[[], None]:
-    labels, others = torch.arange(len(x)) % 3, torch.arange(len(references)) % 3
-
-    def run() -> None:
-        results = [
-            F.nearest_positive(x, labels),
-            F.farthest_positive(x, labels, references, others, metric="cosine"),
-            F.hardest_negative(x, labels, references, others, self_index=labels, metric="dot"),
-            F.semihard_negative(x, labels, beyond=torch.ones(len(x), 2), missing="hardest"),
-        ]
-        sum(r.distance.sum() for r in results).backward()
-
-    return run
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_opcheck_accepts_every_operator_of_the_family(dtype, operator_calls):
-    x, references = (torch.randn(n, 3, dtype=dtype, requires_grad=True) for n in (9, 12))
-    calls = operator_calls(_all_calls(x, references))
-    assert {f.overloadpacket.__name__ for f, _ in calls} == {
-        name.removeprefix("dmlfast::")
-        for name in torch._C._dispatch_get_all_op_names()
-        if name.startswith("dmlfast::neighbors_")
-    }
-    for function, arguments in calls:
-        backward = function.overloadpacket.__name__.endswith("_backward")
-        copies = tuple(
-            a.detach().clone().requires_grad_(a.is_floating_point() and not backward)
-            if isinstance(a, Tensor)
-            else a
-            for a in arguments
-        )
-        torch.library.opcheck(function, copies)
-
-
-# Inductor treats the operators as opaque: tracing and ahead-of-time autograd are what can fail,
-# and need no C++ compiler.
-compile_whole = partial(torch.compile, backend="aot_eager", fullgraph=True)
-
-
-@each_selection
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compiles_whole_forward_and_backward(selection, dynamic):
-    function = distance_only(selection)
-    compiled = compile_whole(function, dynamic=dynamic)
-    for n in (24, 35):
-        x, labels = make("clustered", n, 4, 3)
-        leaves = x.clone().requires_grad_(), x.clone().requires_grad_()
-        expected, actual = function(leaves[0], labels), compiled(leaves[1], labels)
-        assert_same_bits((actual,), (expected,))
-        for distance in (expected, actual):
-            distance.masked_fill(distance.isinf(), 0.0).sum().backward()
-        assert_same_bits((leaves[1].grad,), (leaves[0].grad,))
-    torch.compiler.reset()
-
-
-def test_compiles_whole_with_references_and_a_changing_min_distance():
-    x, labels = make("clustered", 24, 4, 3)
-    function = partial(F.nearest_positive, x, labels, x, labels, self_index=torch.arange(24))
-    compiled = compile_whole(lambda least: function(min_distance=least).distance, dynamic=True)
-    for least in (0.0, 0.05, 0.1):
-        assert_same_bits((compiled(least),), (function(min_distance=least).distance,))
-    torch.compiler.reset()
-
-
-def test_the_reference_compiles_whole_too():
-    x, labels = make("clustered", 24, 4, 3)
-    function = distance_only("nearest_positive")
-    x.requires_grad_()
-    with use_backend("reference"):
-        actual = compile_whole(function)(x, labels)
-    assert_same_bits((actual,), (function(x, labels),))
-    torch.compiler.reset()
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_autocast_leaves_the_dtype_it_receives(dtype):
-    problem = Problem("random", "batch", dtype)
-    expected = problem.library("hardest_negative", "cosine")
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert_same_bits(problem.library("hardest_negative", "cosine"), expected)
-
-
-def test_runs_in_inference_mode():
-    x, labels = make("random", 20, 3, 2)
-    with torch.inference_mode():
-        found = F.nearest_positive(x, labels)
-    assert_same_bits(found, F.nearest_positive(x, labels))
-
-
-def test_the_inputs_are_left_alone():
-    problem = Problem("random", "references and self_index")
-    tensors = [problem.x, problem.labels, *problem.others.values()]
-    before = [t.clone() for t in tensors]
-    for selection in SELECTIONS:
-        problem.library(selection, "cosine")
-    assert_same_bits(tensors, before)
 
 
 # --- properties -----------------------------------------------------------------------------------
