@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,10 +32,11 @@ def set_threads() -> Iterator[Callable[[int], None]]:
 
 
 @pytest.fixture
-def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
+def run_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """A function that runs code in a fresh interpreter, with additions to its environment."""
 
-    def run(code: str, folder: object = None, **environment: str) -> subprocess.CompletedProcess:
+    # Not in the checkout, whose source folder would hide the installed package.
+    def run(code: str, folder: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("DMLFAST_")}
         return subprocess.run(
             [sys.executable, "-c", code],

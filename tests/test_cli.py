@@ -91,11 +91,12 @@ def test_train_without_the_extra_says_how_to_install_it(
     assert error.count("\n") == 1
 
 
-def test_the_package_runs_as_a_module() -> None:
-    command = [sys.executable, "-m", "dmlfast", "info"]
-    assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == (
-        info_text().strip()
+def test_the_package_runs_as_a_module(tmp_path: Path) -> None:
+    # Not in the checkout, whose source folder would hide the installed package.
+    done = subprocess.run(
+        [sys.executable, "-m", "dmlfast", "info"], capture_output=True, text=True, cwd=tmp_path
     )
+    assert done.stdout.strip() == info_text().strip()
 
 
 @pytest.mark.parametrize("command", ["info", "train"])

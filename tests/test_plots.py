@@ -331,6 +331,7 @@ def test_without_matplotlib_the_error_says_what_to_install(
         plot_curves(run(), tmp_path / "c.png")
 
 
-def test_importing_the_plots_imports_no_matplotlib() -> None:
+def test_importing_the_plots_imports_no_matplotlib(tmp_path: Path) -> None:
     code = "import sys, dmlfast.plots; sys.exit('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    done = subprocess.run([sys.executable, "-c", code], check=False, cwd=tmp_path)
+    assert done.returncode == 0
