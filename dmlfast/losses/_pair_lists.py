@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dmlfast.losses._normalize import unit_rows
+from dmlfast._normalize import unit_rows
 from dmlfast.ops._arguments import INTEGER_DTYPES, describe
 
 
@@ -19,10 +19,8 @@ class Triplets(NamedTuple):
     negative: Tensor
 
 
-def triplets_of(indices_tuple: object, device: torch.device) -> Triplets:
-    """Triplets of an (a, p, n) or (a1, p, a2, n) tuple; pairs of one anchor are all combined.
-
-    The combination sorts the negative pairs by anchor, so that memory is O(pairs + triplets).
+def index_lists(indices_tuple: object, device: torch.device) -> list[Tensor]:
+    """The tensors of an (a, p, n) or (a1, p, a2, n) tuple, checked, as int64.
 
     Raises:
         TypeError: not a tuple of 3 or 4 integer tensors.
@@ -50,9 +48,21 @@ def triplets_of(indices_tuple: object, device: torch.device) -> Triplets:
     lists = [index.to(torch.int64) for index in indices_tuple]
     if len(lists) == 3:
         _check_lengths(lists, (0, 1, 2))
+    else:
+        _check_lengths(lists, (0, 1))
+        _check_lengths(lists, (2, 3))
+    return lists
+
+
+def triplets_of(indices_tuple: object, device: torch.device) -> Triplets:
+    """Triplets of an (a, p, n) or (a1, p, a2, n) tuple; pairs of one anchor are all combined.
+
+    The combination sorts the negative pairs by anchor, so that memory is O(pairs + triplets).
+    Raises as `index_lists`.
+    """
+    lists = index_lists(indices_tuple, device)
+    if len(lists) == 3:
         return Triplets(*lists)
-    _check_lengths(lists, (0, 1))
-    _check_lengths(lists, (2, 3))
     anchor, positive, negative_anchor, negative = lists
     by_anchor = negative_anchor.argsort(stable=True)
     sorted_anchor = negative_anchor[by_anchor]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dmlfast import functional
-from dmlfast.losses._keywords import refuse_keywords
-from dmlfast.losses._normalize import unit_rows
+from dmlfast._keywords import LOSS_KEYWORDS, refuse_keywords
+from dmlfast._normalize import unit_rows
 from dmlfast.losses._pair_lists import triplet_distances, triplets_of
 from dmlfast.ops._arguments import (
     METRICS,
@@ -60,7 +60,7 @@ class TripletMarginLoss(nn.Module):
         **unknown: Any,
     ) -> None:
         super().__init__()
-        refuse_keywords("TripletMarginLoss", unknown)
+        refuse_keywords("TripletMarginLoss", unknown, LOSS_KEYWORDS)
         self.margin = check_number("margin", margin)
         self.positives = check_option("positives", positives, POSITIVES)
         self.negatives = check_option("negatives", negatives, NEGATIVES)
@@ -75,6 +75,8 @@ class TripletMarginLoss(nn.Module):
         indices_tuple: tuple[Tensor, ...] | None = None,
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
+        *,
+        self_index: Tensor | None = None,
     ) -> Tensor | AnchorSums:
         """Computes the loss.
 
@@ -86,22 +88,32 @@ class TripletMarginLoss(nn.Module):
                 `positives` and `negatives` are not looked at. Costs O(triplets·d) memory and
                 plain torch arithmetic. Anchors are rows of `embeddings`, the others of `ref_emb`.
             ref_emb: (M, d) references, the batch itself by default. Every one of them is compared
-                with every anchor, also where it is the anchor's own copy.
+                with every anchor, also where it is the anchor's own copy, unless `self_index`
+                says which that is.
             ref_labels: (M,) their labels.
+            self_index: (N,) integers, the row of `ref_emb` that is the anchor itself and is
+                neither its positive nor its negative, -1 for none. Only with `ref_emb`; not
+                looked at with `indices_tuple`.
 
         Returns:
             A scalar; with reduction "none" as in `dmlfast.functional.triplet_margin_loss`, or
             (triplets,) losses when `indices_tuple` is given.
+
+        Raises:
+            TypeError: something is not a tensor or has a wrong dtype.
+            ValueError: a wrong shape or device, `ref_emb` without `ref_labels`, or `self_index`
+                without `ref_emb`.
         """
         if indices_tuple is not None:
             return self._given_triplets(embeddings, ref_emb, indices_tuple)
         # Checks come first: normalising would hide what was handed in.
-        pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, names=_NAMES)
+        pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, self_index, names=_NAMES)
         return functional.triplet_margin_loss(
             self._unit(pairs.x),
             pairs.labels,
             None if ref_emb is None else self._unit(pairs.references),
             ref_labels,
+            self_index=self_index,
             margin=self.margin,
             metric=self.metric,
             positives=self.positives,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-_INSTEAD = {
-    "distance": 'metric="euclidean" | "sqeuclidean" | "cosine" | "dot", and normalize=True | False',
+_DISTANCE = 'metric="euclidean" | "sqeuclidean" | "cosine" | "dot", and normalize=True | False'
+
+LOSS_KEYWORDS = {
+    "distance": _DISTANCE,
     "reducer": 'reduction="mean" | "sum" | "none"; "none" gives values per anchor to reduce',
     "triplets_per_anchor": 'positives="all" | "nearest" | "farthest", and negatives',
     "embedding_regularizer": "the regularisation term added to the loss in the training step",
@@ -15,10 +18,18 @@ _INSTEAD = {
     "smooth_loss": "torch.nn.functional.softplus over distances of dmlfast.functional's selections",
 }
 
+_RANGE = "the distances of dmlfast.functional's selections to keep the rows within the range"
 
-def refuse_keywords(loss: str, unknown: dict[str, Any]) -> None:
+MINER_KEYWORDS = {
+    "distance": _DISTANCE,
+    "allowed_pos_range": _RANGE,
+    "allowed_neg_range": _RANGE,
+    "collect_stats": "the distances of dmlfast.functional's selections",
+}
+
+
+def refuse_keywords(owner: str, unknown: dict[str, Any], instead: Mapping[str, str]) -> None:
     """Raises TypeError for the first unknown keyword, naming the way to do it here."""
     for name in unknown:
-        instead = _INSTEAD.get(name)
-        advice = f"; use {instead}" if instead else ""
-        raise TypeError(f"{loss} takes no keyword {name!r}{advice}")
+        advice = f"; use {instead[name]}" if name in instead else ""
+        raise TypeError(f"{owner} takes no keyword {name!r}{advice}")
