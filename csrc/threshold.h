@@ -40,8 +40,16 @@ DMLFAST_INLINE double least_value_beyond(Metric metric, double beyond, bool retu
   if (returned_distance(metric, low, returns_double) > beyond) {
     return -INFINITY;
   }
+  double high = INFINITY;
+  if (metric == Metric::euclidean) {
+    // Most often the step is near the threshold's square: half the bisections.
+    const double near_low = beyond * beyond * (1.0 - 0x1p-20);
+    const double near_high = beyond * beyond * (1.0 + 0x1p-20);
+    low = returned_distance(metric, near_low, returns_double) > beyond ? low : near_low;
+    high = returned_distance(metric, near_high, returns_double) > beyond ? near_high : high;
+  }
   int64_t not_beyond = ordinal_of(low);
-  int64_t is_beyond = ordinal_of(INFINITY);
+  int64_t is_beyond = ordinal_of(high);
   for (;;) {
     // Unsigned: the distance between the infinities does not fit an int64.
     const uint64_t gap = static_cast<uint64_t>(is_beyond) - static_cast<uint64_t>(not_beyond);

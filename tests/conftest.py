@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dmlfast import _library
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interruptible() -> None:
+    """Tests interrupt runs; a shell's background job would ignore the signal."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

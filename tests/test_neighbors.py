@@ -58,7 +58,9 @@ def test_is_exact_for_the_values_as_stored_in_every_dtype(selection, metric, dty
 @each_metric
 @each_selection
 @pytest.mark.parametrize("form", ["batch", "references and self_index"])
-@pytest.mark.parametrize("spread", ["tiny", "huge", "six decades", "one far row", "two points"])
+@pytest.mark.parametrize(
+    "spread", ["tiny", "huge", "six decades", "one far row", "two points", "NaN rows"]
+)
 def test_the_search_is_exact_whatever_the_norms(select_isa, selection, metric, form, spread):
     # A hundred per class, so that positives are searched for as well.
     x, labels = make("random", 301, 40, 3)
@@ -71,6 +73,8 @@ def test_the_search_is_exact_whatever_the_norms(select_isa, selection, metric, f
         x *= torch.logspace(-3, 3, 301)[torch.randperm(301, generator=generator)][:, None]
     elif spread == "one far row":
         x[17] *= 1e5
+    elif spread == "NaN rows":
+        x[::5, 3] = math.nan
     else:
         x = 1e-4 * x + (torch.arange(301) % 2)[:, None]
     others = {}
@@ -88,8 +92,8 @@ def test_the_search_is_exact_whatever_the_norms(select_isa, selection, metric, f
     for isa in ISAS:
         select_isa(isa)
         found = getattr(F, selection)(x, labels, **others, metric=metric, **extra)
-        assert torch.equal(found.index.reshape(index.shape), index)
-        assert torch.equal(found.distance.reshape(index.shape), distance)
+        actual = found.distance.reshape(index.shape), found.index.reshape(index.shape)
+        assert_same_bits(actual, (distance, index))
 
 
 @each_selection

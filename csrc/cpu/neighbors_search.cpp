@@ -111,7 +111,8 @@ class Search {
     limits_.assign(padded, -kFloatInfinity);
     for (int64_t i = 0; i < rows.rows; ++i) {
       const double lower = state_.lower[slot(i)];
-      if (std::isnan(lower)) {
+      // A row of NaN has keys of NaN, which compare with nothing; as an anchor it finds nothing.
+      if (std::isnan(lower) || std::isnan(x_.norm(i))) {
         continue;
       }
       const double products = factor * x_.norm(i) * greatest;

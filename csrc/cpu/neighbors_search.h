@@ -33,8 +33,8 @@ struct SelectState {
 bool search_applies(const SelectProblem& problem);
 
 // Writes the selections that the error bound decides, the lowest reference of equal values, and
-// returns the positions of the other anchors, in ascending order: all of them when the rows are
-// not finite.
+// returns the positions of the other anchors, in ascending order: all of them when a row is
+// infinite.
 std::vector<int64_t> search(const SelectProblem& problem, SelectState& state);
 
 }  // namespace dmlfast::cpu

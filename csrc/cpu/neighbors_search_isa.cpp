@@ -1,5 +1,9 @@
 #include "neighbors_search_isa.h"
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 #ifndef DMLFAST_ISA
 #error "compile this source through CMakeLists.txt, once per instruction set level"
 #endif
@@ -26,24 +30,27 @@ constexpr int64_t kLanes = kVectorBytes / int64_t{sizeof(float)};
 constexpr int64_t kPanelParts = kSearchPanelRows / kLanes;
 constexpr int64_t kParts = kTilePanels * kPanelParts;
 
-// Panels of y that stay in the L2 cache while a group of anchors passes over them.
-constexpr int64_t kCacheBytes = 256 * 1024;
-
 typedef float Part __attribute__((vector_size(kVectorBytes)));
 typedef int32_t MaskPart __attribute__((vector_size(kVectorBytes)));
 typedef float LoosePart __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
-typedef int64_t WidePart __attribute__((vector_size(kVectorBytes), may_alias));
 
 inline Part load(const float* from) { return *reinterpret_cast<const LoosePart*>(from); }
 
+// The sign bits of the lanes at once, where the level has an instruction for it.
 inline bool any(MaskPart mask) {
-  const WidePart wide = reinterpret_cast<WidePart>(mask);
-  int64_t bits = 0;
-#pragma GCC unroll 8
-  for (int64_t i = 0; i < kVectorBytes / int64_t{sizeof(int64_t)}; ++i) {
-    bits |= wide[i];
+#if defined(__AVX512DQ__)
+  return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask)) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(reinterpret_cast<__m256>(mask)) != 0;
+#elif defined(__SSE2__)
+  return _mm_movemask_ps(reinterpret_cast<__m128>(mask)) != 0;
+#else
+  int32_t bits = 0;
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    bits |= mask[lane];
   }
   return bits != 0;
+#endif
 }
 
 // Products of kTileRows rows of x with kTilePanels panels of y.
@@ -94,19 +101,13 @@ class Search {
     const int64_t first_panel = group * kSearchGroup;
     const int64_t end_panel =
         first_panel + kSearchGroup < x.panel_count ? first_panel + kSearchGroup : x.panel_count;
-    const int64_t panel_bytes = y.dimensions * kSearchPanelRows * int64_t{sizeof(float)};
-    const int64_t fitting = kCacheBytes / (panel_bytes < 1 ? 1 : panel_bytes);
-    const int64_t step = fitting < kTilePanels ? kTilePanels : fitting / kTilePanels * kTilePanels;
-    for (int64_t cached = task_.symmetric ? first_panel : 0; cached < y.panel_count;
-         cached += step) {
-      const int64_t cached_end = cached + step < y.panel_count ? cached + step : y.panel_count;
+    // A few panels of y meet all anchors of the group, which stay in the cache meanwhile.
+    for (int64_t column = task_.symmetric ? first_panel : 0; column < y.panel_count;
+         column += kTilePanels) {
       for (int64_t panel = first_panel; panel < end_panel; ++panel) {
         for (int64_t row = 0; row < kSearchPanelRows; row += kTileRows) {
-          if (panel * kSearchPanelRows + row >= x.rows) {
-            break;
-          }
-          for (int64_t column = cached; column < cached_end; column += kTilePanels) {
-            tile(panel, row, column, cached_end);
+          if (panel * kSearchPanelRows + row < x.rows) {
+            tile(panel, row, column);
           }
         }
       }
@@ -125,12 +126,13 @@ class Search {
     return x[first] != x[last] || y[0] != y_last || x[first] != y[0];
   }
 
-  void tile(int64_t panel, int64_t row, int64_t column, int64_t column_end) const {
+  void tile(int64_t panel, int64_t row, int64_t column) const {
     const SearchRows& x = task_.x;
     const SearchRows& y = task_.y;
     const int64_t first = panel * kSearchPanelRows + row;
     // The lower triangle of a symmetric product is left to the tiles across the diagonal.
-    int64_t panels = column_end - column < kTilePanels ? column_end - column : kTilePanels;
+    const int64_t left = y.panel_count - column;
+    const int64_t panels = left < kTilePanels ? left : kTilePanels;
     bool wanted = false;
     const float* columns[kTilePanels];
     for (int64_t p = 0; p < kTilePanels; ++p) {

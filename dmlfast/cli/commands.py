@@ -9,7 +9,8 @@ from typing import Any, get_args
 
 import click
 
-from dmlfast._library import info_text
+from dmlfast import data as data_sets
+from dmlfast._library import info_text, version
 from dmlfast.cli.report import TrainingReport
 from dmlfast.training import (
     RunFolder,
@@ -39,6 +40,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version(), prog_name="dmlfast")
 def commands() -> None:
     """Deep metric learning at large batch."""
 
@@ -50,7 +52,7 @@ def info() -> None:
 
 
 @commands.command("train")
-@click.option("--data", help="Data set. [default: digits]")
+@click.option("--data", help=f"Data set: {', '.join(data_sets.names())}. [default: digits]")
 @click.option(
     "--positives",
     type=click.Choice(get_args(Positives)),

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ class RunFolder:
         """
         folder = cls(path)
         try:
+            if folder.path.is_file():
+                raise RunFolderError(f"The run folder {folder.path} is a file, not a folder.")
             folder.path.mkdir(parents=True, exist_ok=True)
             held = [name for name in cls.FILES if (folder.path / name).exists()]
             if held and not overwrite:
@@ -139,14 +142,18 @@ class RunFolder:
         """
         file = self.path / self.CHECKPOINT
         try:
-            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+            content = file.read_bytes()
         except FileNotFoundError as error:
             raise RunFolderError(
                 f"{self.path} holds no {self.CHECKPOINT} to resume from: the run has to start "
-                "again, with overwrite."
+                "again, with --overwrite."
             ) from error
         except OSError as error:
             raise RunFolderError(f"{file} cannot be read: {_reason(error)}.") from error
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about formats that are refused below
+                checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         except Exception as error:  # A damaged file can fail anywhere in the unpickler.
             raise RunFolderError(f"{file} is damaged or not a checkpoint.") from error
         if not isinstance(checkpoint, dict) or "config" not in checkpoint:

@@ -60,6 +60,12 @@ class Matrix {
     with_float_type(dtype_, [&](auto type) {
       using T = decltype(type);
       const T* from = static_cast<const T*>(data_) + row * row_stride_;
+      if (column_stride_ == 1 && step == 1) {  // known strides become vector instructions
+        for (int64_t k = 0; k < columns_; ++k) {
+          out[k] = static_cast<double>(from[k]);
+        }
+        return;
+      }
       for (int64_t k = 0; k < columns_; ++k) {
         out[k * step] = static_cast<double>(from[k * column_stride_]);
       }

@@ -13,6 +13,15 @@ namespace {
 
 constexpr int64_t kCentreRows = 1024;
 
+// The greatest of the norms that are numbers.
+double greatest(const std::vector<double>& norms) {
+  double result = 0.0;
+  for (double norm : norms) {
+    result = norm > result ? norm : result;
+  }
+  return result;
+}
+
 }  // namespace
 
 std::vector<double> search_centre(const Matrix& references, Metric metric) {
@@ -22,10 +31,16 @@ std::vector<double> search_centre(const Matrix& references, Metric metric) {
   }
   const int64_t rows = std::min(references.rows(), kCentreRows);
   std::vector<double> row(references.columns());
+  double count = 0.0;
   for (int64_t i = 0; i < rows; ++i) {
-    references.read_row(i * references.rows() / rows, row.data());
+    const int64_t sampled = i * references.rows() / rows;
+    if (!references.is_finite(sampled)) {
+      continue;
+    }
+    references.read_row(sampled, row.data());
+    count += 1.0;
     for (size_t k = 0; k < row.size(); ++k) {
-      centre[k] += row[k] / static_cast<double>(rows);
+      centre[k] += (row[k] - centre[k]) / count;
     }
   }
   return centre;
@@ -45,22 +60,13 @@ SearchMatrix::SearchMatrix(const LabelledRows& matrix, const std::vector<double>
       norms_[position] = std::sqrt(squares);
     }
   });
-  for (double norm : norms_) {
-    if (!(norm <= greatest_norm_)) {
-      greatest_norm_ = norm;
-      if (std::isnan(norm)) {
-        break;
-      }
-    }
-  }
+  greatest_norm_ = greatest(norms_);
   if (metric == Metric::cosine) {
     own_norms_ = norms_;
   }
 }
 
-double SearchMatrix::greatest_packed_norm() const {
-  return norms_.empty() ? 0.0 : *std::max_element(norms_.begin(), norms_.end());
-}
+double SearchMatrix::greatest_packed_norm() const { return greatest(norms_); }
 
 void SearchMatrix::pack(double scale, bool negated) {
   const int64_t rows = this->rows();

@@ -23,7 +23,7 @@ class SearchMatrix {
 
   int64_t rows() const { return matrix_.rows.rows(); }
 
-  // Largest norm of a centred row; NaN or infinite where a row is not finite.
+  // Largest norm of the centred rows without NaN; infinite where one of these is.
   double greatest_norm() const { return greatest_norm_; }
 
   // Packs the rows times `scale`, a power of two (cosine: each row over its norm); addends are
