@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import warnings
@@ -74,11 +75,19 @@ _KERNELS = {
 _warned: set[tuple[str, str]] = set()
 
 
+@functools.cache
+def _check_cpu_isa() -> None:
+    """Raises ValueError when `DMLFAST_CPU_ISA` is wrong: here, as Python still has its type."""
+    if _library.module is not None:
+        _library.module.cpu_isa()
+
+
 def uses_kernel(family: str, device: torch.device) -> bool:
     """Whether the operators of a family go to a compiled kernel on this device.
 
     Raises:
         RuntimeError: the kernels are wanted, but the compiled library is not there.
+        ValueError: `DMLFAST_BACKEND` or `DMLFAST_CPU_ISA` names what is not there.
     """
     if backend_name() == "reference":
         return False
@@ -87,6 +96,8 @@ def uses_kernel(family: str, device: torch.device) -> bool:
             f"dmlfast: {_library.cpu_status.reason}. Plain torch serves meanwhile with "
             "DMLFAST_BACKEND=reference"
         )
+    if device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_cpu_isa()
     exists = device.type in _KERNELS[family]
     if exists and (device.type != "cuda" or _library.cuda_status.loaded):
         return True
