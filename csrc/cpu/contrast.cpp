@@ -85,7 +85,7 @@ void write_losses(const TripletProblem& problem, Tensor& loss, Tensor& active) {
   T* losses = static_cast<T*>(loss.mutable_data_ptr());
   int64_t* counts = static_cast<int64_t*>(active.mutable_data_ptr());
   const PackedRows& anchors = problem.anchors();
-  // Each task holds its own panel of values, so that memory does not grow with the batch.
+  // Each task holds the values of one panel of anchors: 64 bytes a reference, not N x M.
   torch::stable::parallel_for(0, anchors.panel_count, 1, [&](int64_t begin, int64_t end) {
     std::vector<double> values(problem.stride() * kPanelRows);
     TripletRow row(problem.options(), problem.references());
