@@ -96,6 +96,17 @@ def test_the_search_is_exact_whatever_the_norms(select_isa, selection, metric, f
         assert_same_bits(actual, (distance, index))
 
 
+def test_the_search_is_exact_where_the_norms_leave_the_range_of_float32(select_isa):
+    # Beside the others every second row has elements of few bits in float32.
+    x, labels = make("random", 301, 8, 3, dtype=torch.float64)
+    x[::2] *= 1e-43
+    distance, index = oracle.select(x, labels, metric="dot", same_class=False)
+    for isa in ISAS:
+        select_isa(isa)
+        found = F.hardest_negative(x, labels, metric="dot")
+        assert_same_bits((found.distance[:, None], found.index[:, None]), (distance, index))
+
+
 @each_selection
 def test_is_exact_at_20000_rows(selection):
     # Enough rows for several cache blocks a thread, on a grid: ties are common and far apart.

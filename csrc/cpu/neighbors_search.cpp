@@ -20,7 +20,8 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr float kFloatInfinity = std::numeric_limits<float>::infinity();
-constexpr double kUnit = 0x1p-24;  // relative rounding error of float32
+constexpr double kUnit = 0x1p-24;        // relative rounding error of float32
+constexpr double kUnderflow = 0x1p-124;  // four times what a flushed element or product loses
 
 // Below this number of pairs packing twice costs more than the exact engine.
 constexpr double kFewPairs = 1 << 14;
@@ -117,7 +118,8 @@ class Search {
       }
       const double products = factor * x_.norm(i) * greatest;
       const double key = products + (factor == 2.0 ? greatest * greatest : 0.0);
-      const double error = 1.0625 * kUnit * ((kSearchChain + chains + 4.0) * products + 3.0 * key);
+      const double error = 1.0625 * kUnit * ((kSearchChain + chains + 4.0) * products + 3.0 * key) +
+                           kUnderflow * static_cast<double>(rows.dimensions);
       limits_[i] = kFloatInfinity;
       twice_error_[i] = rounded_up(2.0 * error);
       // Every key is admissible where there is no threshold, as for the farthest.
