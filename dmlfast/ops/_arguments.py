@@ -33,6 +33,7 @@ class Pairs(NamedTuple):
         references: (M, d); `x` itself within a batch.
         reference_labels: (M,) int64; `labels` itself within a batch.
         self_index: (N,) int64, the reference that is the anchor itself, -1 for none; or None.
+        within_batch: whether the batch is its own reference set.
     """
 
     x: Tensor
@@ -40,6 +41,7 @@ class Pairs(NamedTuple):
     references: Tensor
     reference_labels: Tensor
     self_index: Tensor | None
+    within_batch: bool = False
 
     def orders(self) -> tuple[Tensor, Tensor]:
         """Stable permutations that sort the labels; the same tensor twice within a batch."""
@@ -162,7 +164,7 @@ def check_pairs(
                 f"known within a batch, got {describe(self_index)}"
             )
         own = torch.arange(anchors.shape[0], device=device)
-        return Pairs(anchors, anchor_labels, anchors, anchor_labels, own)
+        return Pairs(anchors, anchor_labels, anchors, anchor_labels, own, True)
     others = check_references(references_name, references, x_name, anchors)
     if reference_labels is None:
         raise ValueError(f"{reference_labels_name}: expected labels of {references_name}, got None")

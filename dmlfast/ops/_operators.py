@@ -25,6 +25,11 @@ def operators(family: str, device: torch.device) -> Any:
     return getattr(torch.ops, _KERNELS if uses_kernel(family, device) else _REFERENCE)
 
 
+def reference_operators() -> Any:
+    """The namespace of plain torch, for what no kernel serves on any device."""
+    return getattr(torch.ops, _REFERENCE)
+
+
 def register(
     name: str,
     *,

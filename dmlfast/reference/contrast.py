@@ -9,23 +9,7 @@ import torch
 from torch import Tensor
 
 from dmlfast.reference import distances
-
-
-class _Chunk(NamedTuple):
-    """Pairs of a chunk of anchors with all references.
-
-    Attributes:
-        value: (C, M) float64, what selections compare.
-        distance: (C, M) float64, the distance as it is returned.
-        positive, negative: (C, M) bool; a pair at distance NaN is neither.
-        finite: (C,) bool, whether the anchor is.
-    """
-
-    value: Tensor
-    distance: Tensor
-    positive: Tensor
-    negative: Tensor
-    finite: Tensor
+from dmlfast.reference.pairs import PairChunk, pair_chunk, weighted_gradients
 
 
 class TripletRows(NamedTuple):
@@ -42,25 +26,7 @@ class TripletRows(NamedTuple):
     weights: Tensor
 
 
-def _chunk(
-    x: Tensor,
-    labels: Tensor,
-    references: Tensor,
-    reference_labels: Tensor,
-    self_index: Tensor | None,
-    metric: str,
-) -> _Chunk:
-    value = distances.values(x[:, None], references[None], metric)
-    distance = distances.distances(value, metric, x.dtype).double()
-    same = labels[:, None] == reference_labels[None]
-    candidate = ~value.isnan()
-    if self_index is not None:
-        position = torch.arange(references.shape[0], device=x.device)
-        candidate = candidate & (position[None] != self_index[:, None])
-    return _Chunk(value, distance, same & candidate, ~same & candidate, x.isfinite().all(1))
-
-
-def _one_positive(chunk: _Chunk, positives: str) -> Tensor:
+def _one_positive(chunk: PairChunk, positives: str) -> Tensor:
     """The mask of positives, reduced to the nearest or farthest; equal values: the lowest index."""
     if positives == "all" or chunk.value.shape[1] == 0:
         return chunk.positive
@@ -70,7 +36,7 @@ def _one_positive(chunk: _Chunk, positives: str) -> Tensor:
     return ties & (ties.cumsum(1) == 1)
 
 
-def triplet_rows(chunk: _Chunk, positives: str, negatives: str, margin: float) -> TripletRows:
+def triplet_rows(chunk: PairChunk, positives: str, negatives: str, margin: float) -> TripletRows:
     """Triplets of a chunk: each positive with all negatives, the hardest, or the semi-hard one."""
     positive = _one_positive(chunk, positives)
     # A stable sort keeps the lowest index first among equal values.
@@ -110,7 +76,7 @@ def _all_negatives(
 
 
 def _one_negative(
-    chunk: _Chunk,
+    chunk: PairChunk,
     positive: Tensor,
     bound: Tensor,
     sorted_distance: Tensor,
@@ -165,7 +131,7 @@ def triplet(
     for start in range(0, x.shape[0], rows):
         part = slice(start, start + rows)
         own = None if self_index is None else self_index[part]
-        chunk = _chunk(x[part], labels[part], references, reference_labels, own, metric)
+        chunk = pair_chunk(x[part], labels[part], references, reference_labels, own, metric)
         loss[part], active[part], _ = triplet_rows(chunk, positives, negatives, margin)
     return loss if x.dtype == torch.float64 else loss.float(), active
 
@@ -191,46 +157,12 @@ def triplet_backward(
     for start in range(0, x.shape[0], rows):
         part = slice(start, start + rows)
         own = None if self_index is None else self_index[part]
-        chunk = _chunk(x[part], labels[part], references, reference_labels, own, metric)
+        chunk = pair_chunk(x[part], labels[part], references, reference_labels, own, metric)
         upstream = grad[part].double()[:, None]
         weights = triplet_rows(chunk, positives, negatives, margin).weights * upstream
         a = torch.where(chunk.finite[:, None], x[part].double(), 0.0)
-        to_a, to_y = _weighted_gradients(weights, chunk.value, a, y, metric)
+        to_a, to_y = weighted_gradients(weights, chunk.value, a, y, metric)
         lost = ~chunk.finite[:, None] & (upstream != 0)
         grad_x[part] = torch.where(lost, math.nan, to_a)
         grad_references += to_y
     return grad_x.to(x.dtype), grad_references.to(references.dtype)
-
-
-def _weighted_gradients(
-    weights: Tensor, value: Tensor, x: Tensor, y: Tensor, metric: str
-) -> tuple[Tensor, Tensor]:
-    """Gradients of sum(weights * distance) with respect to x (C, d) and y (M, d)."""
-    squares_x, squares_y = x.square().sum(1), y.square().sum(1)
-    if metric == "dot":
-        factors = -weights
-    elif metric == "cosine":
-        norms = (squares_x[:, None] * squares_y[None]).sqrt()
-        factors = torch.where((weights == 0) | (norms == 0), 0.0, -weights / norms)
-    elif metric == "euclidean":
-        factors = torch.where((weights == 0) | (value == 0), 0.0, -weights / value.sqrt())
-    else:
-        factors = -2 * weights
-    # A dimension at a time, not as matrix products: in these the differences of near-duplicates
-    # would cancel, and pairs without weight would bring in rows that are not finite.
-    apart = metric in ("euclidean", "sqeuclidean")
-    to_x, to_y = torch.zeros_like(x), torch.zeros_like(y)
-    for k in range(x.shape[1]):
-        x_k, y_k = x[:, None, k], y[None, :, k]
-        to_x[:, k] = torch.where(factors == 0, 0.0, factors * (y_k - x_k if apart else y_k)).sum(1)
-        to_y[:, k] = torch.where(factors == 0, 0.0, factors * (x_k - y_k if apart else x_k)).sum(0)
-    if metric == "cosine":
-        return _orthogonal(to_x, x, squares_x), _orthogonal(to_y, y, squares_y)
-    return to_x, to_y
-
-
-def _orthogonal(sums: Tensor, rows: Tensor, squares: Tensor) -> Tensor:
-    """Removes from each sum its part along the row, which the cosine does not depend on."""
-    along = (sums * rows).sum(1) / torch.where(squares == 0, 1, squares)
-    # A row without pairs may not be finite: it must stay 0.
-    return torch.where((sums == 0).all(1, keepdim=True), 0.0, sums - along[:, None] * rows)
