@@ -8,6 +8,19 @@ always closer. Nothing here normalises embeddings.
 from __future__ import annotations
 
 from dmlfast.ops.contrast import AnchorSums, triplet_margin_loss
+from dmlfast.ops.contrast_hinge import contrastive_loss, margin_loss
+from dmlfast.ops.contrast_proxies import (
+    proxy_anchor_loss,
+    proxy_nca_loss,
+    soft_triple_loss,
+)
+from dmlfast.ops.contrast_softmax import (
+    info_nce_loss,
+    multi_similarity_loss,
+    nca_loss,
+    supcon_loss,
+)
+from dmlfast.ops.contrast_sums import ContrastSums
 from dmlfast.ops.neighbors import (
     Selection,
     farthest_positive,
@@ -18,10 +31,20 @@ from dmlfast.ops.neighbors import (
 
 __all__ = [
     "AnchorSums",
+    "ContrastSums",
     "Selection",
+    "contrastive_loss",
     "farthest_positive",
     "hardest_negative",
+    "info_nce_loss",
+    "margin_loss",
+    "multi_similarity_loss",
+    "nca_loss",
     "nearest_positive",
+    "proxy_anchor_loss",
+    "proxy_nca_loss",
     "semihard_negative",
+    "soft_triple_loss",
+    "supcon_loss",
     "triplet_margin_loss",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from typing import NamedTuple
 
@@ -113,6 +114,14 @@ def check_number(name: str, value: object) -> float:
         raise ValueError(f"{name}: expected a number in the range of float64") from None
     if number != number:
         raise ValueError(f"{name}: expected a number, got {value!r}")
+    return number
+
+
+def check_positive(name: str, value: object) -> float:
+    """Raises as `check_number`, and ValueError unless the number is greater than 0 and finite."""
+    number = check_number(name, value)
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name}: expected a finite number greater than 0, got {value!r}")
     return number
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +16,7 @@ from dmlfast.ops._arguments import (
     distance_dtype,
 )
 from dmlfast.ops._operators import operators, register
-from dmlfast.ops._reduction import REDUCTIONS, is_active, reduce
+from dmlfast.ops._reduction import REDUCTIONS, is_active, nan_marks, reduce
 from dmlfast.ops.neighbors import (
     Selection,
     farthest_positive,
@@ -32,11 +31,11 @@ NEGATIVES = ("all", "hardest", "semihard")
 
 
 class AnchorSums(NamedTuple):
-    """Losses of the anchors that may have several triplets each.
+    """Losses of anchors that may have several terms, such as triplets, each.
 
     Attributes:
-        loss: (N,) sum over the active triplets of each anchor; differentiable.
-        active: (N,) int64 number of active triplets.
+        loss: (N,) sum over the terms of each anchor; differentiable.
+        active: (N,) int64 number of the terms that the mean divides by.
     """
 
     loss: Tensor
@@ -123,11 +122,8 @@ def triplet_margin_loss(
 def _one_triplet(x: Tensor, positive: Selection, negative: Selection, margin: float) -> Tensor:
     """(N,) losses of anchors with one triplet each, 0 for those that lack a partner."""
     hinge = torch.relu(positive.distance - negative.distance + margin)
-    finite = x.isfinite().all(1)
-    exists = (positive.index >= 0) & (negative.index >= 0) & finite
-    # NaN for an anchor that is not finite, in its loss and in its gradient, and 0 for the others.
-    mark = torch.where(finite, 0.0, math.nan).to(x.dtype)[:, None]
-    return torch.where(exists, hinge, 0.0) + (x * mark).sum(1)
+    exists = (positive.index >= 0) & (negative.index >= 0) & x.isfinite().all(1)
+    return torch.where(exists, hinge, 0.0) + nan_marks(x)
 
 
 def _triplet(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -44,7 +45,7 @@ class SideRows(NamedTuple):
     """
 
     result: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # shadows tuple.count on purpose
     weights: Tensor
     to_bound: Tensor
     lost: Tensor
@@ -90,7 +91,7 @@ def _hinge(distance: Tensor, partners: Tensor, side: Side, bound: Tensor) -> _Ro
     return result, count, side.sign * active.double(), -side.sign * count.double()
 
 
-def _sum(distance: Tensor, partners: Tensor, side: Side, bound: Tensor) -> _Rows:
+def _sum(distance: Tensor, partners: Tensor, *_: object) -> _Rows:
     result = torch.where(partners, distance, 0.0).sum(1)
     return result, partners.sum(1), partners.double(), torch.zeros_like(result)
 
@@ -102,7 +103,12 @@ def _softplus(distance: Tensor, partners: Tensor, side: Side, bound: Tensor) -> 
     return each.sum(1), partners.sum(1), side.scale * slope, slope.sum(1)
 
 
-_FORMS = {"logsumexp": _logsumexp, "hinge": _hinge, "sum": _sum, "softplus": _softplus}
+_FORMS: dict[str, Callable[[Tensor, Tensor, Side, Tensor], _Rows]] = {
+    "logsumexp": _logsumexp,
+    "hinge": _hinge,
+    "sum": _sum,
+    "softplus": _softplus,
+}
 
 
 def _chunk(
@@ -188,7 +194,7 @@ def sums_backward(
     rows = distances.chunk_rows(others.shape[0])
     grad_x = torch.zeros_like(x, dtype=torch.float64)
     grad_others = torch.zeros_like(others, dtype=torch.float64)
-    to_bounds = [torch.zeros_like(grad_positive), torch.zeros_like(grad_positive)]
+    to_bounds = (torch.zeros_like(grad_positive), torch.zeros_like(grad_positive))
     y = others.double()
     for start in range(0, x.shape[0], rows):
         part = slice(start, start + rows)
