@@ -27,23 +27,22 @@ STABLE_TORCH_LIBRARY(dmlfast, m) {
       "Tensor references, Tensor reference_labels, Tensor reference_order, Tensor? self_index, "
       "str metric, str positives, str negatives, float margin) "
       "-> (Tensor grad_x, Tensor grad_references)");
-
-  // Per anchor a sum over its positives and one over its negatives, each of its form (none,
-  // logsumexp, hinge, sum, softplus) and scale, and the numbers of their terms. Without references
-  // the batch is compared with itself. Bounds are (N,) in the dtype of distances, contiguous.
+  // contrast: per anchor a sum over its positives and one over its negatives, each of a form of
+  // its own, and the numbers of partners summed. Without references the batch is its own.
   m.def(
       "contrast_sums(Tensor x, Tensor labels, Tensor order, Tensor? references, "
       "Tensor reference_labels, Tensor reference_order, Tensor? self_index, "
       "Tensor? positive_bound, Tensor? negative_bound, str metric, str positive_form, "
-      "float positive_scale, str negative_form, float negative_scale) -> (Tensor positive, "
-      "Tensor negative, Tensor positive_count, Tensor negative_count)");
-  // Gradients for (N,) upstream gradients of both sums. Without references grad_x is the whole
-  // gradient and grad_references has shape (0, d).
+      "float positive_scale, str negative_form, float negative_scale) "
+      "-> (Tensor positive, Tensor negative, Tensor positive_count, Tensor negative_count)");
+  // Gradients of the sums for (N,) upstream gradients; recomputes the pairs. Without references
+  // grad_x is the whole gradient and grad_references has no rows.
   m.def(
       "contrast_sums_backward(Tensor grad_positive, Tensor grad_negative, Tensor positive, "
       "Tensor negative, Tensor x, Tensor labels, Tensor order, Tensor? references, "
       "Tensor reference_labels, Tensor reference_order, Tensor? self_index, "
       "Tensor? positive_bound, Tensor? negative_bound, str metric, str positive_form, "
-      "float positive_scale, str negative_form, float negative_scale) -> (Tensor grad_x, "
-      "Tensor grad_references, Tensor grad_positive_bound, Tensor grad_negative_bound)");
+      "float positive_scale, str negative_form, float negative_scale) "
+      "-> (Tensor grad_x, Tensor grad_references, Tensor grad_positive_bound, "
+      "Tensor grad_negative_bound)");
 }

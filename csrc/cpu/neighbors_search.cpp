@@ -12,6 +12,7 @@
 
 #include "engine/isa.h"
 #include "engine/search_pack.h"
+#include "engine/self_positions.h"
 #include "neighbors_search_isa.h"
 
 namespace dmlfast::cpu {
@@ -127,23 +128,7 @@ class Search {
       least_[i] = rounded_down(least - error);
       surely_[i] = rounded_up(least + error);
     }
-    set_self();
-  }
-
-  void set_self() {
-    self_.assign(x_.view().panel_count * kSearchPanelRows, -1);
-    if (problem_.self_index == nullptr) {
-      return;
-    }
-    const int64_t references = y_.view().rows;
-    std::vector<int64_t> position_of(references);
-    for (int64_t j = 0; j < references; ++j) {
-      position_of[problem_.references.order[j]] = j;
-    }
-    for (int64_t i = 0; i < x_.view().rows; ++i) {
-      const int64_t self = problem_.self_index[problem_.anchors.order[i]];
-      self_[i] = self >= 0 && self < references ? position_of[self] : -1;
-    }
+    self_ = self_positions(problem_.anchors, problem_.references, problem_.self_index, padded);
   }
 
   double key_of(double value, double norm) const {
@@ -324,7 +309,7 @@ std::vector<int64_t> search(const SelectProblem& problem, SelectState& state) {
     own_x.emplace(problem.anchors, centre, problem.metric);
   }
   const SearchMatrix& x = own_x ? *own_x : y;
-  if (!std::isfinite(x.greatest_norm()) || !std::isfinite(y.greatest_norm())) {
+  if (x.has_infinite() || y.has_infinite()) {
     return all_positions(x.rows());
   }
   // A power of two: exact, and it keeps products far from the ends of float32's range.

@@ -13,11 +13,10 @@ namespace {
 
 constexpr int64_t kCentreRows = 1024;
 
-// The greatest of the norms that are numbers.
-double greatest(const std::vector<double>& norms) {
+double greatest_finite(const std::vector<double>& norms) {
   double result = 0.0;
   for (double norm : norms) {
-    result = norm > result ? norm : result;
+    result = norm > result && norm <= std::numeric_limits<double>::max() ? norm : result;
   }
   return result;
 }
@@ -60,13 +59,15 @@ SearchMatrix::SearchMatrix(const LabelledRows& matrix, const std::vector<double>
       norms_[position] = std::sqrt(squares);
     }
   });
-  greatest_norm_ = greatest(norms_);
+  greatest_norm_ = greatest_finite(norms_);
+  has_infinite_ =
+      std::any_of(norms_.begin(), norms_.end(), [](double norm) { return std::isinf(norm); });
   if (metric == Metric::cosine) {
     own_norms_ = norms_;
   }
 }
 
-double SearchMatrix::greatest_packed_norm() const { return greatest(norms_); }
+double SearchMatrix::greatest_packed_norm() const { return greatest_finite(norms_); }
 
 void SearchMatrix::pack(double scale, bool negated) {
   const int64_t rows = this->rows();
@@ -88,6 +89,13 @@ void SearchMatrix::pack(double scale, bool negated) {
         labels_[position] = matrix_.labels[matrix_.order[rows - 1]];
         continue;
       }
+      labels_[position] = matrix_.labels[matrix_.order[position]];
+      if (!is_finite(position)) {
+        for (int64_t k = 0; k < columns; ++k) {
+          to[k * kSearchPanelRows] = 0.0f;
+        }
+        continue;
+      }
       matrix_.rows.read_row(matrix_.order[position], row.data());
       double factor = scale;
       if (metric_ == Metric::cosine) {
@@ -99,7 +107,6 @@ void SearchMatrix::pack(double scale, bool negated) {
       norms_[position] *= factor;
       const double addend = sums_differences(metric_) ? norms_[position] * norms_[position] : 0.0;
       addends_[position] = static_cast<float>(negated ? -addend : addend);
-      labels_[position] = matrix_.labels[matrix_.order[position]];
     }
   });
   view_ = {panels_.get(), addends_.data(), labels_.data(), rows, panels, columns};

@@ -1,6 +1,7 @@
 // Packs matrices for the fast search.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -23,16 +24,23 @@ class SearchMatrix {
 
   int64_t rows() const { return matrix_.rows.rows(); }
 
-  // Largest norm of the centred rows without NaN; infinite where one of these is.
+  // Largest norm of the centred rows that are finite.
   double greatest_norm() const { return greatest_norm_; }
 
+  // Whether a row without NaN holds an infinity, or its norm is one.
+  bool has_infinite() const { return has_infinite_; }
+
+  bool is_finite(int64_t position) const { return std::isfinite(norms_[position]); }
+
   // Packs the rows times `scale`, a power of two (cosine: each row over its norm); addends are
-  // negated where the greatest value is searched for.
+  // negated where the greatest value is searched for. Rows that are not finite are packed as
+  // zeros whose addend is NaN, so that no key of theirs compares.
   void pack(double scale, bool negated);
 
   const SearchRows& view() const { return view_; }
 
-  // Norm of the packed row at a position, before its elements were rounded.
+  // Norm of the packed row at a position, before its elements were rounded; NaN or infinite for
+  // one that is not finite.
   double norm(int64_t position) const { return norms_[position]; }
 
   double greatest_packed_norm() const;
@@ -45,6 +53,7 @@ class SearchMatrix {
   const std::vector<double>& centre_;
   Metric metric_;
   double greatest_norm_ = 0.0;
+  bool has_infinite_ = false;
   std::vector<double> norms_;
   std::vector<double> own_norms_;
   std::unique_ptr<float[]> panels_;

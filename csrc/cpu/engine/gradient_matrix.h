@@ -1,0 +1,57 @@
+// The gradient of packed rows, summed over partners.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "engine/gradient_rows.h"
+#include "engine/labelled_rows.h"
+#include "engine/search_pack.h"
+#include "metric.h"
+
+namespace dmlfast::cpu {
+
+// Holds the packed rows once more, row by row, and the sums: 8 * rows * dimensions bytes where
+// these are a multiple of 16.
+class GradientMatrix {
+ public:
+  explicit GradientMatrix(const SearchMatrix& packed);
+
+  const GradientRows& view() const { return view_; }
+
+  // Rounds the gradients, times `factor`, into a contiguous tensor in the order of the matrix. That
+  // of a row that is not finite is NaN where is_lost(row), else 0.
+  template <class IsLost>
+  void write(const LabelledRows& matrix, Metric metric, double factor, const IsLost& is_lost,
+             torch::stable::Tensor& gradient) const {
+    torch::stable::parallel_for(0, packed_.rows(), 64, [&](int64_t begin, int64_t end) {
+      std::vector<double> row(matrix.rows.columns());
+      for (int64_t position = begin; position < end; ++position) {
+        const int64_t index = matrix.order[position];
+        if (packed_.is_finite(position)) {
+          read(position, metric, factor, row);
+        } else {
+          const double value = is_lost(index) ? std::numeric_limits<double>::quiet_NaN() : 0.0;
+          row.assign(row.size(), value);
+        }
+        write_row(gradient, index, row.data());
+      }
+    });
+  }
+
+ private:
+  void read(int64_t position, Metric metric, double factor, std::vector<double>& row) const;
+
+  const SearchMatrix& packed_;
+  std::unique_ptr<float[]> rows_;
+  std::unique_ptr<float[]> sums_;
+  std::vector<double> own_;
+  GradientRows view_;
+};
+
+}  // namespace dmlfast::cpu

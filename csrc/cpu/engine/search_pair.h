@@ -1,0 +1,68 @@
+// Anchors and references packed for walks over all their pairs.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "engine/labelled_rows.h"
+#include "engine/near_pairs.h"
+#include "engine/search_pack.h"
+#include "metric.h"
+
+namespace dmlfast::cpu {
+
+struct Range {
+  double least;
+  double greatest;
+};
+
+// Everything a walk over pairs needs to know of its rows. Arrays by anchor position are padded to
+// whole panels.
+class SearchPair {
+ public:
+  // `is_symmetric`: the references are the anchors, and each anchor is its own self.
+  SearchPair(const LabelledRows& anchors, const LabelledRows& references, bool is_symmetric,
+             const int64_t* self_index, Metric metric);
+  SearchPair(const SearchPair&) = delete;
+  SearchPair& operator=(const SearchPair&) = delete;
+
+  const LabelledRows& anchors() const { return anchors_; }
+  const LabelledRows& references() const { return references_; }
+  bool is_symmetric() const { return x_ == nullptr; }
+  Metric metric() const { return metric_; }
+  const SearchMatrix& x() const { return x_ ? *x_ : y_; }
+  const SearchMatrix& y() const { return y_; }
+  int64_t padded_anchors() const { return static_cast<int64_t>(self_.size()); }
+
+  // Rows were multiplied by this power of two, and a packed distance of 1 is this distance.
+  double scale() const { return scale_; }
+  double unit() const;
+
+  // Bounds of the packed distances.
+  Range distance_range() const;
+
+  PairDistance distance() const;
+  const int64_t* class_begin() const { return class_begin_.data(); }
+  const int64_t* class_end() const { return class_end_.data(); }
+  const int64_t* self() const { return self_.data(); }
+
+ private:
+  static double squares(const void* pair, int64_t x, int64_t y);
+  static void add_difference(const void* pair, int64_t x, int64_t y, float weight, float* x_sums,
+                             float* y_sums);
+  void find_classes();
+
+  LabelledRows anchors_;
+  LabelledRows references_;
+  Metric metric_;
+  std::vector<double> centre_;
+  SearchMatrix y_;
+  std::unique_ptr<SearchMatrix> x_;
+  double scale_ = 1.0;
+  std::vector<int64_t> class_begin_;
+  std::vector<int64_t> class_end_;
+  std::vector<int64_t> self_;
+};
+
+}  // namespace dmlfast::cpu
