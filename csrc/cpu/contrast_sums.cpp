@@ -294,25 +294,10 @@ class Sums {
     if (positive == SumForm::none && negative == SumForm::none) {
       return;
     }
-    const SumTask task{pair_.x().view(),
-                       pair_.y().view(),
-                       pair_.is_symmetric(),
-                       pair_.distance(),
-                       pair_.class_begin(),
-                       pair_.class_end(),
-                       pair_.self(),
-                       positive_.view(positive),
-                       negative_.view(negative),
-                       x,
-                       y};
+    const SumTask task{pair_.task(x, y), pair_.class_begin(), pair_.class_end(),
+                       positive_.view(positive), negative_.view(negative)};
     const SumFunction add = sum_function();
-    const auto meet = [&](Span rows, Span columns) { add(task, rows, columns); };
-    const Spans rows(task.x.rows);
-    if (task.is_symmetric) {
-      meet_within(rows, meet);
-    } else {
-      meet_across(rows, Spans(task.y.rows), meet);
-    }
+    meet_all(task.walk, [&](Span rows, Span columns) { add(task, rows, columns); });
   }
 
   SearchPair pair_;

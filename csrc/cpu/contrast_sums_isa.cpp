@@ -195,25 +195,58 @@ void weigh_row(const SumSide& side, const PairDistance& distance, const Row& row
   }
 }
 
-// The pairs of two spans of panels.
-class Block {
+// Sums, or replaces by weights, both sides of a strip.
+class SumPolicy {
  public:
-  explicit Block(const SumTask& task) : task_(task), wants_gradient_(task.x_gradient != nullptr) {}
+  static constexpr bool kNeedsDistances = true;
 
-  void walk(Span x, Span y) {
-    columns_are_anchors_ = task_.is_symmetric && x.begin != y.begin;
-    const int64_t step = wants_gradient_ ? kBlockRows : kStripRows;
-    float (*values)[kBlockColumns] = new float[step][kBlockColumns];
-    for (int64_t column = y.begin; column < y.end; column += kBlockColumns) {
-      const Span columns{column, y.end - column < kBlockColumns ? y.end : column + kBlockColumns};
-      for (int64_t row = x.begin; row < x.end; row += step) {
-        const Span rows{row, x.end - row < step ? x.end : row + step};
-        if (task_.negative.form != SumForm::none || shares_class(rows, columns)) {
-          serve(rows, columns, values);
-        }
+  explicit SumPolicy(const SumTask& task)
+      : task_(task), wants_gradient_(task.walk.x_gradient != nullptr) {}
+
+  bool wants(Span rows, Span columns) const {
+    const bool shares_class = task_.class_begin[rows.begin] < columns.end &&
+                              columns.begin < task_.class_end[rows.end - 1];
+    return task_.negative.form != SumForm::none || shares_class;
+  }
+
+  void start(const Strip& strip) {
+    start(strip, task_.negative, negative_);
+    start(strip, task_.positive, positive_);
+  }
+
+  void serve_row(Strip& strip, int64_t r) {
+    const int64_t anchor = strip.first_row + r;
+    float* values = strip.values[r];
+    int64_t begin = task_.class_begin[anchor] - strip.first_column;
+    int64_t end = task_.class_end[anchor] - strip.first_column;
+    begin = begin < 0 ? 0 : begin;
+    end = end > strip.columns ? strip.columns : end;
+    float own[kBlockColumns];
+    const int64_t first = begin / kLanes * kLanes;  // whole vectors that hold the class
+    const int64_t last = (end + kLanes - 1) / kLanes * kLanes;
+    for (int64_t c = first; c < last && begin < end; ++c) {
+      const bool is_own = c >= begin && c < end;
+      own[c - first] = is_own ? -values[c] : __builtin_nanf("");
+      values[c] = is_own ? __builtin_nanf("") : values[c];
+    }
+    serve_side(
+        strip, task_.negative,
+        {anchor, values, strip.columns, strip.first_column, negative_.sums, negative_.counts});
+    if (begin < end) {
+      serve_side(strip, task_.positive,
+                 {anchor, own, last - first, strip.first_column + first, positive_.sums + first,
+                  positive_.counts + first});
+      for (int64_t c = begin; c < end; ++c) {
+        values[c] = own[c - first];
       }
     }
-    delete[] values;
+  }
+
+  void end(const Strip& strip) const {
+    if (strip.columns_are_anchors) {
+      join(strip, task_.negative, negative_);
+      join(strip, task_.positive, positive_);
+    }
   }
 
  private:
@@ -223,176 +256,48 @@ class Block {
     int32_t counts[kBlockColumns];
   };
 
-  bool shares_class(Span rows, Span columns) const {
-    return task_.class_begin[rows.begin] < columns.end &&
-           columns.begin < task_.class_end[rows.end - 1];
-  }
-
-  void serve(Span rows, Span columns, float (*values)[kBlockColumns]) {
-    const int64_t strips = (rows.end - rows.begin + kStripRows - 1) / kStripRows;
-    const int64_t panels = (columns.end - columns.begin + kSearchPanelRows - 1) / kSearchPanelRows;
-    bool has_weights = false;
-    strip_.first_column = columns.begin;
-    strip_.columns = panels * kSearchPanelRows;
-    for (int64_t s = 0; s < strips; ++s) {
-      strip_.first_row = rows.begin + s * kStripRows;
-      strip_.values = values + s * kStripRows;
-      strip_products(task_.x, strip_.first_row / kSearchPanelRows, task_.y,
-                     columns.begin / kSearchPanelRows, panels, strip_);
-      start_columns(task_.negative, negative_);
-      start_columns(task_.positive, positive_);
-      for (int64_t r = 0; r < kStripRows; ++r) {
-        serve_row(r);
-      }
-      join_columns(task_.negative, negative_);
-      join_columns(task_.positive, positive_);
-      if (wants_gradient_ && has_weight()) {
-        has_weights = true;
-        const GradientRows& to = *task_.x_gradient;
-        const GradientRows& from = task_.is_symmetric ? to : *task_.y_gradient;
-        add_rows({strip_.values[0], kBlockColumns, 1}, kStripRows, strip_.columns,
-                 from.rows + columns.begin * from.stride, to.stride,
-                 to.sums + strip_.first_row * to.stride);
-      }
-    }
-    if (has_weights && has_column_gradient()) {
-      const GradientRows& from = *task_.x_gradient;
-      const GradientRows& to = column_gradient();
-      add_rows({values[0], 1, kBlockColumns}, strip_.columns, strips * kStripRows,
-               from.rows + rows.begin * from.stride, from.stride,
-               to.sums + columns.begin * to.stride);
-    }
-  }
-
-  bool has_column_gradient() const { return columns_are_anchors_ || !task_.is_symmetric; }
-
-  const GradientRows& column_gradient() const {
-    return task_.is_symmetric ? *task_.x_gradient : *task_.y_gradient;
-  }
-
-  void serve_row(int64_t r) {
-    const int64_t anchor = strip_.first_row + r;
-    float* values = strip_.values[r];
-    const int64_t self = task_.self[anchor];
-    row_distances(task_.x, task_.y, task_.distance, strip_, r,
-                  self < 0 ? -1 : self - strip_.first_column);
-    int64_t begin = task_.class_begin[anchor] - strip_.first_column;
-    int64_t end = task_.class_end[anchor] - strip_.first_column;
-    begin = begin < 0 ? 0 : begin;
-    end = end > strip_.columns ? strip_.columns : end;
-    float own[kBlockColumns];
-    const int64_t first = begin / kLanes * kLanes;  // whole vectors that hold the class
-    const int64_t last = (end + kLanes - 1) / kLanes * kLanes;
-    for (int64_t c = first; c < last && begin < end; ++c) {
-      const bool is_own = c >= begin && c < end;
-      own[c - first] = is_own ? -values[c] : __builtin_nanf("");
-      values[c] = is_own ? __builtin_nanf("") : values[c];
-    }
-    serve_side(task_.negative, {anchor, values, strip_.columns, strip_.first_column, negative_.sums,
-                                negative_.counts});
-    if (begin < end) {
-      serve_side(task_.positive, {anchor, own, last - first, strip_.first_column + first,
-                                  positive_.sums + first, positive_.counts + first});
-    }
-    if (wants_gradient_) {
-      for (int64_t c = begin; c < end; ++c) {
-        values[c] = own[c - first];
-      }
-      finish_weights(r);
-    }
-  }
-
-  void serve_side(const SumSide& side, const Row& row) const {
+  void serve_side(const Strip& strip, const SumSide& side, const Row& row) const {
     if (side.form == SumForm::none) {
       for (int64_t c = 0; c < row.columns; c += kLanes) {
         store(row.e + c, Part{});
       }
     } else if (!wants_gradient_) {
-      columns_are_anchors_ ? sum_row<true>(side, row) : sum_row<false>(side, row);
+      strip.columns_are_anchors ? sum_row<true>(side, row) : sum_row<false>(side, row);
     } else {
       // Within a span every pair comes up twice, each time for the gradient of its row.
-      task_.is_symmetric ? weigh_row<true>(side, task_.distance, row)
-                         : weigh_row<false>(side, task_.distance, row);
+      task_.walk.is_symmetric ? weigh_row<true>(side, task_.walk.distance, row)
+                              : weigh_row<false>(side, task_.walk.distance, row);
     }
   }
 
-  // Near pairs go to the gradient by themselves: in the sums of rows they would lose their digits.
-  void finish_weights(int64_t r) {
-    if (!task_.distance.sums_differences) {
-      return;
-    }
-    const int64_t anchor = strip_.first_row + r;
-    float* values = strip_.values[r];
-    const GradientRows& to = *task_.x_gradient;
-    for (int32_t n = 0; n < strip_.near_counts[r]; ++n) {
-      const int64_t column = strip_.near[r][n];
-      const float weight = values[column];
-      values[column] = 0.0f;
-      if (weight != 0.0f) {
-        const int64_t partner = strip_.first_column + column;
-        float* partner_sums = has_column_gradient()
-                                  ? column_gradient().sums + partner * column_gradient().stride
-                                  : nullptr;
-        task_.distance.add_difference(task_.distance.rows, anchor, partner, weight,
-                                      to.sums + anchor * to.stride, partner_sums);
-      }
-    }
-    Part own = {};
-    for (int64_t c = 0; c < strip_.columns; c += kLanes) {
-      const Part weights = load(values + c);
-      own += weights;
-      store(column_weights_ + c, load(column_weights_ + c) + weights);
-    }
-    to.own[anchor] += sum_of(own);
-  }
-
-  void start_columns(const SumSide& side, ColumnSums& columns) {
-    const float start = side.form == SumForm::greatest ? -__builtin_inff() : 0.0f;
-    for (int64_t c = 0; c < strip_.columns; ++c) {
-      columns.sums[c] = start;
+  static void start(const Strip& strip, const SumSide& side, ColumnSums& columns) {
+    const float none = side.form == SumForm::greatest ? -__builtin_inff() : 0.0f;
+    for (int64_t c = 0; c < strip.columns; ++c) {
+      columns.sums[c] = none;
       columns.counts[c] = 0;
-      column_weights_[c] = 0.0f;
     }
   }
 
-  void join_columns(const SumSide& side, const ColumnSums& columns) const {
-    if (columns_are_anchors_ && side.form != SumForm::none) {
-      for (int64_t c = 0; c < strip_.columns; ++c) {
-        double& total = side.sums[strip_.first_column + c];
-        const double sum = columns.sums[c];
-        total = side.form != SumForm::greatest ? total + sum : sum > total ? sum : total;
-        side.counts[strip_.first_column + c] += columns.counts[c];
-      }
+  static void join(const Strip& strip, const SumSide& side, const ColumnSums& columns) {
+    for (int64_t c = 0; c < strip.columns && side.form != SumForm::none; ++c) {
+      double& total = side.sums[strip.first_column + c];
+      const double sum = columns.sums[c];
+      total = side.form != SumForm::greatest ? total + sum : sum > total ? sum : total;
+      side.counts[strip.first_column + c] += columns.counts[c];
     }
-  }
-
-  // Adds the weights of the strip's columns to their own, and says whether there are any.
-  bool has_weight() {
-    bool result = false;
-    for (int64_t r = 0; r < kStripRows && !result; ++r) {
-      for (int64_t c = 0; c < strip_.columns && !result; c += kLanes) {
-        result = any(load(strip_.values[r] + c) != 0.0f);
-      }
-    }
-    if (has_column_gradient() && task_.distance.sums_differences) {
-      for (int64_t c = 0; c < strip_.columns; ++c) {
-        column_gradient().own[strip_.first_column + c] += column_weights_[c];
-      }
-    }
-    return result;
   }
 
   const SumTask& task_;
   const bool wants_gradient_;
-  bool columns_are_anchors_ = false;
-  Strip strip_;
   ColumnSums negative_;
   ColumnSums positive_;
-  float column_weights_[kBlockColumns];
 };
 
 }  // namespace
 
-void contrast_sums(const SumTask& task, Span x, Span y) { Block(task).walk(x, y); }
+void contrast_sums(const SumTask& task, Span x, Span y) {
+  SumPolicy policy(task);
+  BlockWalk<SumPolicy>(task.walk, policy).walk(x, y);
+}
 
 }  // namespace dmlfast::cpu::DMLFAST_ISA

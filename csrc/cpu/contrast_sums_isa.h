@@ -3,10 +3,8 @@
 
 #include <cstdint>
 
-#include "engine/gradient_rows.h"
-#include "engine/near_pairs.h"
-#include "engine/search_rows.h"
 #include "engine/span.h"
+#include "engine/walk_task.h"
 
 namespace dmlfast::cpu {
 
@@ -32,18 +30,11 @@ struct SumSide {
 };
 
 struct SumTask {
-  SearchRows x;
-  SearchRows y;
-  bool is_symmetric;  // y is x: a pair serves both its rows as anchors
-  PairDistance distance;
+  WalkTask walk;
   const int64_t* class_begin;  // [anchor position] positions in y of the anchor's class
   const int64_t* class_end;
-  const int64_t* self;  // [anchor position] position in y that is never a partner, or -1
   SumSide positive;
   SumSide negative;
-  // Null without gradient; in a symmetric task that of x alone is used.
-  const GradientRows* x_gradient;
-  const GradientRows* y_gradient;
 };
 
 // Adds the pairs of two spans of panels to the sums, or their gradient where that is wanted.

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "engine/span.h"
+#include "engine/walk_task.h"
 
 namespace dmlfast::cpu {
 
@@ -75,6 +76,17 @@ void meet_across(const Spans& rows, const Spans& columns, const Run& run) {
         }
       }
     });
+  }
+}
+
+// Calls run(row span, column span) for all pairs of a task, each pair once.
+template <class Run>
+void meet_all(const WalkTask& task, const Run& run) {
+  const Spans rows(task.x.rows);
+  if (task.is_symmetric) {
+    meet_within(rows, run);
+  } else {
+    meet_across(rows, Spans(task.y.rows), run);
   }
 }
 

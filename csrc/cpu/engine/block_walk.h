@@ -5,9 +5,9 @@
 
 #include <cstdint>
 
-#include "engine/near_pairs.h"
-#include "engine/search_rows.h"
+#include "engine/span.h"
 #include "engine/vector_math.h"
+#include "engine/walk_task.h"
 
 namespace dmlfast::cpu::DMLFAST_ISA {
 
@@ -18,15 +18,16 @@ constexpr int64_t kBlockRows = 128;
 constexpr int64_t kBlockColumns = 256;
 constexpr int64_t kStripRows = kSearchPanelRows;
 
-// Distances of one panel of x to a range of panels of y, [row][column], as kBlockColumns columns.
-// A pair that is not there, one with itself, with a row past the end or with one that is not
-// finite, has NaN.
+// Distances of one panel of x to a range of panels of y, [row][column]; a pair that is not there,
+// one with itself, with a row past the end or with one that is not finite, has NaN. Where a
+// gradient is wanted the policy replaces them by weights.
 struct Strip {
   int64_t first_row;  // positions
   int64_t first_column;
-  int64_t columns;  // a multiple of kSearchPanelRows
+  int64_t columns;           // a multiple of kSearchPanelRows
+  bool columns_are_anchors;  // this strip alone serves the columns as anchors
   float (*values)[kBlockColumns];
-  // Pairs whose distance was computed again, [row][number].
+  // Columns whose distance was computed again, or whose gradient is to be, [row][number].
   int32_t near_counts[kStripRows];
   int32_t near[kStripRows][kBlockColumns];
 };
@@ -147,6 +148,144 @@ inline void add_rows(Weights weights, int64_t count, int64_t depth, const float*
     }
   }
 }
+
+// The pairs of two spans of panels, block by block. A policy has
+//   kNeedsDistances         whether strips are to be filled,
+//   wants(rows, columns)    whether a block has pairs for it,
+//   start(strip), serve_row(strip, row), end(strip).
+template <class Policy>
+class BlockWalk {
+ public:
+  BlockWalk(const WalkTask& task, Policy& policy)
+      : task_(task), policy_(policy), wants_gradient_(task.x_gradient != nullptr) {}
+
+  void walk(Span x, Span y) {
+    strip_.columns_are_anchors = task_.is_symmetric && x.begin != y.begin;
+    const int64_t step = wants_gradient_ ? kBlockRows : kStripRows;
+    float (*values)[kBlockColumns] = new float[step][kBlockColumns];
+    for (int64_t column = y.begin; column < y.end; column += kBlockColumns) {
+      const Span columns{column, y.end - column < kBlockColumns ? y.end : column + kBlockColumns};
+      for (int64_t row = x.begin; row < x.end; row += step) {
+        const Span rows{row, x.end - row < step ? x.end : row + step};
+        if (policy_.wants(rows, columns)) {
+          serve(rows, columns, values);
+        }
+      }
+    }
+    delete[] values;
+  }
+
+ private:
+  void serve(Span rows, Span columns, float (*values)[kBlockColumns]) {
+    const int64_t strips = (rows.end - rows.begin + kStripRows - 1) / kStripRows;
+    bool has_weights = false;
+    strip_.first_column = columns.begin;
+    strip_.columns =
+        (columns.end - columns.begin + kSearchPanelRows - 1) / kSearchPanelRows * kSearchPanelRows;
+    for (int64_t s = 0; s < strips; ++s) {
+      strip_.first_row = rows.begin + s * kStripRows;
+      strip_.values = values + s * kStripRows;
+      fill();
+      policy_.start(strip_);
+      for (int64_t r = 0; r < kStripRows; ++r) {
+        policy_.serve_row(strip_, r);
+      }
+      policy_.end(strip_);
+      if (wants_gradient_ && add_to_rows()) {
+        has_weights = true;
+      }
+    }
+    if (has_weights && has_column_gradient()) {
+      const GradientRows& from = *task_.x_gradient;
+      const GradientRows& to = column_gradient();
+      add_rows({values[0], 1, kBlockColumns}, strip_.columns, strips * kStripRows,
+               from.rows + rows.begin * from.stride, from.stride,
+               to.sums + columns.begin * to.stride);
+    }
+  }
+
+  void fill() {
+    if (Policy::kNeedsDistances) {
+      strip_products(task_.x, strip_.first_row / kSearchPanelRows, task_.y,
+                     strip_.first_column / kSearchPanelRows, strip_.columns / kSearchPanelRows,
+                     strip_);
+      for (int64_t r = 0; r < kStripRows; ++r) {
+        const int64_t self = task_.self[strip_.first_row + r];
+        row_distances(task_.x, task_.y, task_.distance, strip_, r,
+                      self < 0 ? -1 : self - strip_.first_column);
+      }
+    }
+  }
+
+  bool has_column_gradient() const { return strip_.columns_are_anchors || !task_.is_symmetric; }
+
+  const GradientRows& column_gradient() const {
+    return task_.is_symmetric ? *task_.x_gradient : *task_.y_gradient;
+  }
+
+  // The strip's weights go to the gradient of its rows; says whether there are any.
+  bool add_to_rows() {
+    if (task_.distance.sums_differences) {
+      float column_weights[kBlockColumns] = {};
+      for (int64_t r = 0; r < kStripRows; ++r) {
+        take_near(r);
+        add_own(r, column_weights);
+      }
+      for (int64_t c = 0; c < strip_.columns && has_column_gradient(); ++c) {
+        column_gradient().own[strip_.first_column + c] += static_cast<double>(column_weights[c]);
+      }
+    }
+    MaskPart weighty = {};
+    for (int64_t r = 0; r < kStripRows; ++r) {
+      for (int64_t c = 0; c < strip_.columns; c += kLanes) {
+        weighty |= load(strip_.values[r] + c) != 0.0f;
+      }
+    }
+    if (!any(weighty)) {
+      return false;
+    }
+    const GradientRows& to = *task_.x_gradient;
+    const GradientRows& from = task_.is_symmetric ? to : *task_.y_gradient;
+    add_rows({strip_.values[0], kBlockColumns, 1}, kStripRows, strip_.columns,
+             from.rows + strip_.first_column * from.stride, to.stride,
+             to.sums + strip_.first_row * to.stride);
+    return true;
+  }
+
+  // Near pairs go to the gradient by themselves: in the sums of rows they would lose their digits.
+  void take_near(int64_t r) {
+    const int64_t anchor = strip_.first_row + r;
+    const GradientRows& to = *task_.x_gradient;
+    for (int32_t n = 0; n < strip_.near_counts[r]; ++n) {
+      const int64_t column = strip_.near[r][n];
+      const float weight = strip_.values[r][column];
+      strip_.values[r][column] = 0.0f;
+      if (weight != 0.0f) {
+        const int64_t partner = strip_.first_column + column;
+        float* partner_sums = has_column_gradient()
+                                  ? column_gradient().sums + partner * column_gradient().stride
+                                  : nullptr;
+        task_.distance.add_difference(task_.distance.rows, anchor, partner, weight,
+                                      to.sums + anchor * to.stride, partner_sums);
+      }
+    }
+  }
+
+  void add_own(int64_t r, float* column_weights) {
+    Part own = {};
+    for (int64_t c = 0; c < strip_.columns; c += kLanes) {
+      const Part weights = load(strip_.values[r] + c);
+      own += weights;
+      store(column_weights + c, load(column_weights + c) + weights);
+    }
+    task_.x_gradient->own[strip_.first_row + r] += sum_of(own);
+  }
+
+  const WalkTask& task_;
+  Policy& policy_;
+  const bool wants_gradient_;
+  Strip strip_;
+};
 
 }  // namespace
 

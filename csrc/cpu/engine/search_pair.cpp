@@ -79,14 +79,15 @@ Range SearchPair::distance_range() const {
   }
 }
 
-PairDistance SearchPair::distance() const {
-  return {sums_differences(metric_),
-          metric_ == Metric::euclidean,
-          sums_differences(metric_) ? 2.0f : 1.0f,
-          metric_ == Metric::cosine ? 1.0f : 0.0f,
-          this,
-          &SearchPair::squares,
-          &SearchPair::add_difference};
+WalkTask SearchPair::task(const GradientRows* x_gradient, const GradientRows* y_gradient) const {
+  const PairDistance distance{sums_differences(metric_),
+                              metric_ == Metric::euclidean,
+                              sums_differences(metric_) ? 2.0f : 1.0f,
+                              metric_ == Metric::cosine ? 1.0f : 0.0f,
+                              this,
+                              &SearchPair::squares,
+                              &SearchPair::add_difference};
+  return {x().view(), y_.view(), is_symmetric(), distance, self_.data(), x_gradient, y_gradient};
 }
 
 double SearchPair::squares(const void* pair, int64_t x, int64_t y) {

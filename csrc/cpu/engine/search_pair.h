@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "engine/labelled_rows.h"
-#include "engine/near_pairs.h"
 #include "engine/search_pack.h"
+#include "engine/walk_task.h"
 #include "metric.h"
 
 namespace dmlfast::cpu {
@@ -42,10 +42,9 @@ class SearchPair {
   // Bounds of the packed distances.
   Range distance_range() const;
 
-  PairDistance distance() const;
+  WalkTask task(const GradientRows* x_gradient, const GradientRows* y_gradient) const;
   const int64_t* class_begin() const { return class_begin_.data(); }
   const int64_t* class_end() const { return class_end_.data(); }
-  const int64_t* self() const { return self_.data(); }
 
  private:
   static double squares(const void* pair, int64_t x, int64_t y);

@@ -26,7 +26,8 @@ inline Part where(MaskPart mask, Part values, Part otherwise) { return mask ? va
 
 inline Part square_root(Part values) {
 #if defined(__AVX512F__)
-  return _mm512_sqrt_ps(values);
+  // Masked: the plain form warns of a value that it leaves undefined on purpose.
+  return _mm512_maskz_sqrt_ps(0xffff, values);
 #elif defined(__AVX2__)
   return _mm256_sqrt_ps(values);
 #elif defined(__SSE2__)
