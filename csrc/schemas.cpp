@@ -45,4 +45,20 @@ STABLE_TORCH_LIBRARY(dmlfast, m) {
       "float positive_scale, str negative_form, float negative_scale) "
       "-> (Tensor grad_x, Tensor grad_references, Tensor grad_positive_bound, "
       "Tensor grad_negative_bound)");
+
+  // pairwise: all distances. Without references the batch is its own, grad_x is the whole gradient
+  // and grad_references has no rows.
+  m.def("pairwise_distance(Tensor x, Tensor? references, str metric) -> Tensor");
+  m.def(
+      "pairwise_distance_backward(Tensor grad, Tensor distance, Tensor x, Tensor? references, "
+      "str metric) -> (Tensor grad_x, Tensor grad_references)");
+  // Per anchor the sums of (distance - centre) and of its square, (N,) float64, without the
+  // matrix; centre is one float64.
+  m.def(
+      "pairwise_moments(Tensor x, Tensor? references, Tensor? self_index, Tensor centre, "
+      "str metric) -> (Tensor first, Tensor second)");
+  m.def(
+      "pairwise_moments_backward(Tensor grad_first, Tensor grad_second, Tensor x, "
+      "Tensor? references, Tensor? self_index, Tensor centre, str metric) "
+      "-> (Tensor grad_x, Tensor grad_references)");
 }

@@ -17,6 +17,7 @@
 #include "engine/isa.h"
 #include "engine/matrix.h"
 #include "engine/search_pair.h"
+#include "engine/upstream.h"
 #include "metric_name.h"
 #include "operator_checks.h"
 
@@ -63,15 +64,6 @@ SumForm form_of(const std::string& name) {
                   "form: expected 'none', 'logsumexp', 'hinge', 'sum' or 'softplus', got '", name,
                   "'");
   return SumForm::sum;
-}
-
-std::vector<double> read_column(const Tensor& tensor) {
-  std::vector<double> values(tensor.size(0));
-  const Matrix column(tensor, Matrix::Column{});
-  for (int64_t i = 0; i < tensor.size(0); ++i) {
-    column.read_row(i, &values[i]);
-  }
-  return values;
 }
 
 // One side of the operator: what the loops read, and what they add up, by anchor position.
@@ -335,18 +327,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> contrast_sums(
   sums.positive().write(positive, positive_count);
   sums.negative().write(negative, negative_count);
   return {positive, negative, positive_count, negative_count};
-}
-
-// The power of two next to the greatest of the finite upstream gradients: weights relative to it
-// keep clear of the ends of float32's range.
-double common_divisor(const std::vector<double>& a, const std::vector<double>& b) {
-  double greatest = 0.0;
-  for (const std::vector<double>* values : {&a, &b}) {
-    for (double value : *values) {
-      greatest = std::isfinite(value) ? std::max(greatest, std::abs(value)) : greatest;
-    }
-  }
-  return greatest == 0.0 ? 1.0 : std::exp2(std::ilogb(greatest));
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> contrast_sums_backward(

@@ -1,6 +1,7 @@
 // Anchors and references packed for walks over all their pairs.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -27,6 +28,9 @@ class SearchPair {
   SearchPair(const SearchPair&) = delete;
   SearchPair& operator=(const SearchPair&) = delete;
 
+  // Makes each anchor's own self a partner like others.
+  void keep_self() { std::fill(self_.begin(), self_.end(), -1); }
+
   const LabelledRows& anchors() const { return anchors_; }
   const LabelledRows& references() const { return references_; }
   bool is_symmetric() const { return x_ == nullptr; }
@@ -45,6 +49,7 @@ class SearchPair {
   WalkTask task(const GradientRows* x_gradient, const GradientRows* y_gradient) const;
   const int64_t* class_begin() const { return class_begin_.data(); }
   const int64_t* class_end() const { return class_end_.data(); }
+  const int64_t* self() const { return self_.data(); }
 
  private:
   static double squares(const void* pair, int64_t x, int64_t y);

@@ -1,0 +1,273 @@
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "engine/block_schedule.h"
+#include "engine/gradient_matrix.h"
+#include "engine/isa.h"
+#include "engine/matrix.h"
+#include "engine/search_pair.h"
+#include "engine/upstream.h"
+#include "metric_name.h"
+#include "operator_checks.h"
+#include "pairwise_isa.h"
+
+namespace dmlfast::cpu {
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+DistanceFunction distance_function() {
+  switch (active_isa()) {
+#ifdef DMLFAST_X86
+    case Isa::avx2:
+      return avx2::pairwise_distances;
+    case Isa::avx512:
+      return avx512::pairwise_distances;
+#endif
+    default:
+      return baseline::pairwise_distances;
+  }
+}
+
+MomentFunction moment_function() {
+  switch (active_isa()) {
+#ifdef DMLFAST_X86
+    case Isa::avx2:
+      return avx2::pairwise_moments;
+    case Isa::avx512:
+      return avx512::pairwise_moments;
+#endif
+    default:
+      return baseline::pairwise_moments;
+  }
+}
+
+void check_rows(const Tensor& x, const std::optional<Tensor>& references) {
+  check_matrix("x", x, x);
+  STD_TORCH_CHECK(x.scalar_type() != ScalarType::Double,
+                  "x: expected float16, bfloat16 or float32; the reference serves float64");
+  if (references) {
+    check_matrix("references", *references, x);
+    STD_TORCH_CHECK(references->size(1) == x.size(1), "references: expected ", x.size(1),
+                    " dimensions, got ", references->size(1));
+  }
+}
+
+// Rows without labels, packed in their own order.
+class Rows {
+ public:
+  Rows(const Tensor& x, const std::optional<Tensor>& references, const int64_t* self_index,
+       bool excludes_self, const std::string& metric)
+      : numbers_(std::max(x.size(0), references ? references->size(0) : 0)),
+        zeros_(numbers_.size(), 0) {
+    std::iota(numbers_.begin(), numbers_.end(), 0);
+    const LabelledRows anchors{Matrix(x), zeros_.data(), numbers_.data()};
+    const LabelledRows others{Matrix(references ? *references : x), zeros_.data(), numbers_.data()};
+    pair_ =
+        std::make_unique<SearchPair>(anchors, others, !references, self_index, metric_of(metric));
+    if (!excludes_self) {
+      pair_->keep_self();
+    }
+  }
+
+  const SearchPair& pair() const { return *pair_; }
+
+ private:
+  std::vector<int64_t> numbers_;
+  std::vector<int64_t> zeros_;
+  std::unique_ptr<SearchPair> pair_;
+};
+
+// The gradients of both sides of a walk.
+class Gradients {
+ public:
+  explicit Gradients(const SearchPair& pair) : pair_(pair), x_(pair.x()) {
+    if (!pair.is_symmetric()) {
+      y_.emplace(pair.y());
+    }
+  }
+
+  WalkTask task() const { return pair_.task(&x_.view(), y_ ? &y_->view() : nullptr); }
+
+  template <class IsLost>
+  std::tuple<Tensor, Tensor> write(const Tensor& x, double factor, const IsLost& is_lost) const {
+    Tensor grad_x = torch::stable::new_empty(x, {x.size(0), x.size(1)});
+    Tensor grad_references = torch::stable::new_empty(x, {y_ ? pair_.y().rows() : 0, x.size(1)});
+    x_.write(pair_.anchors(), pair_.metric(), factor, is_lost, grad_x);
+    if (y_) {
+      y_->write(pair_.references(), pair_.metric(), factor, is_lost, grad_references);
+    }
+    return {grad_x, grad_references};
+  }
+
+ private:
+  const SearchPair& pair_;
+  GradientMatrix x_;
+  std::optional<GradientMatrix> y_;
+};
+
+Tensor pairwise_distance(Tensor x, std::optional<Tensor> references, std::string metric) {
+  check_rows(x, references);
+  const Rows rows(x, references, nullptr, false, metric);
+  const SearchPair& pair = rows.pair();
+  Tensor distance = torch::stable::new_empty(x, {x.size(0), pair.y().rows()}, ScalarType::Float);
+  const DistanceTask task{pair.task(nullptr, nullptr),
+                          static_cast<float>(pair.unit()),
+                          static_cast<float*>(distance.mutable_data_ptr()),
+                          pair.y().rows(),
+                          nullptr,
+                          0,
+                          0};
+  const DistanceFunction store = distance_function();
+  meet_all(task.walk, [&](Span a, Span b) { store(task, a, b); });
+  return distance;
+}
+
+std::tuple<Tensor, Tensor> pairwise_distance_backward(Tensor grad, Tensor distance, Tensor x,
+                                                      std::optional<Tensor> references,
+                                                      std::string metric) {
+  check_rows(x, references);
+  const int64_t columns = references ? references->size(0) : x.size(0);
+  check_array("distance", distance, x.size(0) * columns, ScalarType::Float, x);
+  STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == x.size(0) && grad.size(1) == columns &&
+                      grad.scalar_type() == ScalarType::Float,
+                  "grad: expected the shape and dtype of the distances");
+  const Rows rows(x, references, nullptr, false, metric);
+  const SearchPair& pair = rows.pair();
+  const Gradients gradients(pair);
+  const DistanceTask task{gradients.task(),
+                          static_cast<float>(pair.unit()),
+                          static_cast<float*>(distance.mutable_data_ptr()),
+                          columns,
+                          static_cast<const float*>(grad.const_data_ptr()),
+                          grad.stride(0),
+                          grad.stride(1)};
+  const DistanceFunction weigh = distance_function();
+  meet_all(task.walk, [&](Span a, Span b) { weigh(task, a, b); });
+  return gradients.write(x, 1.0 / pair.scale(), [](int64_t) { return true; });
+}
+
+// What both operators of the moments share.
+class Moments {
+ public:
+  Moments(const Tensor& x, const std::optional<Tensor>& references,
+          const std::optional<Tensor>& self_index, const Tensor& centre, const std::string& metric)
+      : rows_(x, references, self_index ? self_index->const_data_ptr<int64_t>() : nullptr, true,
+              metric),
+        centre_(static_cast<float>(*centre.const_data_ptr<double>() / pair().unit())),
+        first_(pair().padded_anchors(), 0.0),
+        second_(first_),
+        first_weights_(first_.size(), 0.0f),
+        second_weights_(first_weights_) {}
+
+  const SearchPair& pair() const { return rows_.pair(); }
+
+  void run(const WalkTask& walk) {
+    const MomentTask task{walk,
+                          centre_,
+                          first_.data(),
+                          second_.data(),
+                          first_weights_.data(),
+                          second_weights_.data()};
+    const MomentFunction add = moment_function();
+    meet_all(task.walk, [&](Span a, Span b) { add(task, a, b); });
+  }
+
+  void weigh(const std::vector<double>& first, const std::vector<double>& second, double divisor) {
+    const double unit = pair().unit();
+    for (size_t i = 0; i < first.size(); ++i) {
+      first_weights_[i] = static_cast<float>(first[i] / divisor * unit);
+      second_weights_[i] = static_cast<float>(second[i] / divisor * unit * unit);
+    }
+  }
+
+  // NaN where an anchor has a partner and one of the two is not finite.
+  void write(Tensor& first, Tensor& second) const {
+    const SearchMatrix& y = pair().y();
+    int64_t lost = 0;
+    for (int64_t j = 0; j < y.rows(); ++j) {
+      lost += y.is_finite(j) ? 0 : 1;
+    }
+    const double unit = pair().unit();
+    for (int64_t i = 0; i < pair().x().rows(); ++i) {
+      const int64_t self = pair().self()[i];
+      const int64_t partners = y.rows() - (self < 0 ? 0 : 1);
+      const int64_t lost_partners = lost - (self < 0 || y.is_finite(self) ? 0 : 1);
+      const bool is_lost = lost_partners > 0 || (partners > 0 && !pair().x().is_finite(i));
+      const double factor = is_lost ? std::numeric_limits<double>::quiet_NaN() : unit;
+      first.mutable_data_ptr<double>()[i] = factor * first_[i];
+      second.mutable_data_ptr<double>()[i] = factor * unit * second_[i];
+    }
+  }
+
+ private:
+  Rows rows_;
+  float centre_;
+  std::vector<double> first_;
+  std::vector<double> second_;
+  std::vector<float> first_weights_;
+  std::vector<float> second_weights_;
+};
+
+void check_moments(const Tensor& x, const std::optional<Tensor>& references,
+                   const std::optional<Tensor>& self_index, const Tensor& centre) {
+  check_rows(x, references);
+  check_array("centre", centre, 1, ScalarType::Double, x);
+  if (self_index) {
+    check_array("self_index", *self_index, x.size(0), ScalarType::Long, x);
+  }
+}
+
+std::tuple<Tensor, Tensor> pairwise_moments(Tensor x, std::optional<Tensor> references,
+                                            std::optional<Tensor> self_index, Tensor centre,
+                                            std::string metric) {
+  check_moments(x, references, self_index, centre);
+  Tensor first = torch::stable::new_empty(x, {x.size(0)}, ScalarType::Double);
+  Tensor second = torch::stable::new_empty(x, {x.size(0)}, ScalarType::Double);
+  Moments moments(x, references, self_index, centre, metric);
+  moments.run(moments.pair().task(nullptr, nullptr));
+  moments.write(first, second);
+  return {first, second};
+}
+
+std::tuple<Tensor, Tensor> pairwise_moments_backward(Tensor grad_first, Tensor grad_second,
+                                                     Tensor x, std::optional<Tensor> references,
+                                                     std::optional<Tensor> self_index,
+                                                     Tensor centre, std::string metric) {
+  check_moments(x, references, self_index, centre);
+  for (const Tensor* grad : {&grad_first, &grad_second}) {
+    STD_TORCH_CHECK(grad->dim() == 1 && grad->size(0) == x.size(0),
+                    "grad: expected a value per anchor");
+  }
+  Moments moments(x, references, self_index, centre, metric);
+  const std::vector<double> first = read_column(grad_first);
+  const std::vector<double> second = read_column(grad_second);
+  const double divisor = common_divisor(first, second);
+  moments.weigh(first, second, divisor);
+  const Gradients gradients(moments.pair());
+  moments.run(gradients.task());
+  return gradients.write(x, divisor * moments.pair().scale(), [](int64_t) { return true; });
+}
+
+}  // namespace
+
+}  // namespace dmlfast::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(dmlfast, CPU, m) {
+  m.impl("pairwise_distance", TORCH_BOX(&dmlfast::cpu::pairwise_distance));
+  m.impl("pairwise_distance_backward", TORCH_BOX(&dmlfast::cpu::pairwise_distance_backward));
+  m.impl("pairwise_moments", TORCH_BOX(&dmlfast::cpu::pairwise_moments));
+  m.impl("pairwise_moments_backward", TORCH_BOX(&dmlfast::cpu::pairwise_moments_backward));
+}
