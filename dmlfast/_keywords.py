@@ -14,6 +14,9 @@ LOSS_KEYWORDS = {
     "embedding_regularizer": "the regularisation term added to the loss in the training step",
     "embedding_reg_weight": "the regularisation term added to the loss in the training step",
     "collect_stats": "the values themselves: reduction='none' returns them",
+    "weight_regularizer": "the regularisation term added to the loss in the training step",
+    "weight_reg_weight": "the regularisation term added to the loss in the training step",
+    "weight_init_func": "torch.nn.init on the loss's parameter",
     "swap": "an indices_tuple with the anchors and positives exchanged",
     "smooth_loss": "torch.nn.functional.softplus over distances of dmlfast.functional's selections",
 }

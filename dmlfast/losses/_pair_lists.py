@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dmlfast._normalize import unit_rows
 from dmlfast.ops._arguments import INTEGER_DTYPES, describe
 
 
@@ -81,25 +81,100 @@ def _check_lengths(lists: list[Tensor], places: tuple[int, ...]) -> None:
         raise ValueError(f"{named}: expected equal lengths, got {lengths}")
 
 
+class PairLists(NamedTuple):
+    """(P,) and (Q,) int64 rows: anchors of the embeddings with partners of the references."""
+
+    positive_anchor: Tensor
+    positive: Tensor
+    negative_anchor: Tensor
+    negative: Tensor
+
+    def distinct(self, references: int) -> PairLists:
+        """The same pairs, each once."""
+        positives = _distinct(self.positive_anchor, self.positive, references)
+        return PairLists(*positives, *_distinct(self.negative_anchor, self.negative, references))
+
+
+def pairs_of(indices_tuple: object, device: torch.device) -> PairLists:
+    """Pairs of a tuple; triplets (a, p, n) are the pairs (a, p) and (a, n), as often as they come.
+
+    Raises as `index_lists`.
+    """
+    lists = index_lists(indices_tuple, device)
+    if len(lists) == 3:
+        return PairLists(lists[0], lists[1], lists[0], lists[2])
+    return PairLists(*lists)
+
+
+def _distinct(anchor: Tensor, partner: Tensor, references: int) -> tuple[Tensor, Tensor]:
+    pairs = torch.unique(anchor * references + partner)
+    return pairs // max(1, references), pairs % max(1, references)
+
+
+def anchors_of(indices: list[Tensor]) -> list[Tensor]:
+    """The lists of a tuple that hold anchors."""
+    return indices[:1] if len(indices) == 3 else [indices[0], indices[2]]
+
+
+def row_weights(indices: list[Tensor], rows: int) -> Tensor:
+    """(rows,) float64: how often each row occurs in the lists, over the most; 1 if none does."""
+    counts = torch.bincount(torch.cat(indices), minlength=rows)
+    most = counts.max() if rows else counts.sum()
+    return torch.where(most == 0, 1.0, counts.double() / most.clamp(min=1))
+
+
+def segment_sum(values: Tensor, segments: Tensor, count: int) -> Tensor:
+    """(count,) sums of the values of each segment, in their order, the same on every run."""
+    order, begins = _segment_order(segments, count)
+    return _segment_reduce(values[order], "sum", begins, 0.0)
+
+
+def segment_logsumexp(values: Tensor, segments: Tensor, count: int) -> Tensor:
+    """(count,) log-sum-exp of the values of each segment, -inf for an empty one."""
+    order, begins = _segment_order(segments, count)
+    with torch.no_grad():
+        peak = _segment_reduce(values[order], "max", begins, -math.inf)
+        peak = torch.where(peak == -math.inf, 0.0, peak)
+    total = _segment_reduce((values - peak[segments]).exp()[order], "sum", begins, 0.0)
+    return total.log() + peak
+
+
+def _segment_order(segments: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The stable permutation that sorts the segments, and (count + 1,) where each begins."""
+    order = segments.argsort(stable=True)
+    edges = torch.arange(count + 1, device=segments.device)
+    return order, torch.searchsorted(segments[order], edges)
+
+
+def _segment_reduce(values: Tensor, reduction: str, begins: Tensor, empty: float) -> Tensor:
+    return torch.segment_reduce(values, reduction, offsets=begins, unsafe=True, initial=empty)
+
+
+def list_distances(
+    x: Tensor, references: Tensor, anchor: Tensor, partner: Tensor, metric: str
+) -> Tensor:
+    """(P,) distances of rows of x to rows of the references, all of unit length for "cosine"."""
+    return _row_distance(x[anchor], references[partner], metric)
+
+
 def triplet_distances(
     x: Tensor, references: Tensor, triplets: Triplets, metric: str
 ) -> tuple[Tensor, Tensor]:
     """(T,) distances of the anchors to their positives and to their negatives."""
-    anchors = x[triplets.anchor]
     return (
-        _row_distance(anchors, references[triplets.positive], metric),
-        _row_distance(anchors, references[triplets.negative], metric),
+        list_distances(x, references, triplets.anchor, triplets.positive, metric),
+        list_distances(x, references, triplets.anchor, triplets.negative, metric),
     )
 
 
 def _row_distance(x: Tensor, y: Tensor, metric: str) -> Tensor:
-    """Distances between corresponding rows, accumulated in float32 or better."""
+    """Distances between corresponding rows, of unit length under "cosine"; float32 or better."""
     if x.dtype != torch.float64:
         x, y = x.float(), y.float()
     if metric == "dot":
         return -(x * y).sum(1)
     if metric == "cosine":
-        return 1 - (unit_rows(x) * unit_rows(y)).sum(1)
+        return 1 - (x * y).sum(1)
     squares = (x - y).square().sum(1)
     if metric == "sqeuclidean":
         return squares

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from dmlfast.losses._pair_lists import index_lists
-from dmlfast.ops._arguments import check_embeddings, check_integers, check_tensor, describe
+from dmlfast.ops._arguments import (
+    check_embeddings,
+    check_integers,
+    check_size,
+    check_tensor,
+    describe,
+)
 from dmlfast.ops.contrast import AnchorSums
 
 
@@ -67,8 +73,8 @@ class CrossBatchMemory(nn.Module):
         if miner is not None and not callable(miner):
             raise TypeError(f"miner: expected a callable or None, got {describe(miner)}")
         self.loss = loss
-        self.embedding_size = _check_size("embedding_size", embedding_size)
-        self.memory_size = _check_size("memory_size", memory_size)
+        self.embedding_size = check_size("embedding_size", embedding_size)
+        self.memory_size = check_size("memory_size", memory_size)
         self.miner = miner
         self._miner_takes_self_index = miner is not None and _takes_self_index(miner)
         self.register_buffer("embedding_memory", torch.zeros(memory_size, embedding_size))
@@ -148,7 +154,7 @@ class CrossBatchMemory(nn.Module):
             return loss
         if own is not None:
             indices = _without_own(indices, own)
-        loss = self.loss(x, classes, tuple(indices), references, reference_labels)
+        loss = self.loss(x, classes, tuple(indices), references, reference_labels, self_index=own)
         return loss
 
     def _check_embeddings(self, embeddings: Tensor) -> Tensor:
@@ -209,14 +215,6 @@ class CrossBatchMemory(nn.Module):
 def _takes_self_index(module: Callable[..., Any]) -> bool:
     call = getattr(module, "forward", module)
     return "self_index" in inspect.signature(call).parameters
-
-
-def _check_size(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value}")
-    return value
 
 
 def _check_mask(value: object, x: Tensor) -> Tensor:

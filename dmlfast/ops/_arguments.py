@@ -125,6 +125,15 @@ def check_positive(name: str, value: object) -> float:
     return number
 
 
+def check_size(name: str, value: object) -> int:
+    """Raises TypeError unless `value` is an integer, ValueError if it is below 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+    return value
+
+
 def check_flag(name: str, value: object) -> bool:
     """Raises TypeError unless `value` is True or False."""
     if not isinstance(value, bool):
