@@ -92,22 +92,23 @@ print(1024 * (kibibytes("VmHWM:") - before))
 
 
 class _Record(TorchDispatchMode):
-    def __init__(self) -> None:
+    def __init__(self, namespace: str) -> None:
         super().__init__()
+        self.namespace = namespace
         self.calls: list[tuple[torch._ops.OpOverload, tuple]] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "dmlfast":
+        if func.namespace == self.namespace:
             self.calls.append((func, args))
         return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture
-def operator_calls() -> Callable[[Callable[[], None]], list[tuple]]:
+def operator_calls() -> Callable[..., list[tuple]]:
     """A function that lists the (operator, arguments) of dmlfast's calls made by a function."""
 
-    def record(f: Callable[[], None]) -> list[tuple]:
-        with _Record() as mode:
+    def record(f: Callable[[], None], namespace: str = "dmlfast") -> list[tuple]:
+        with _Record(namespace) as mode:
             f()
         return mode.calls
 

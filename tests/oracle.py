@@ -7,7 +7,7 @@ triplets whose gradient autograd takes from a plain distance matrix.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -183,6 +183,45 @@ def triplet_sums(
                     weights[i, p] += 1
                     weights[i, n] -= 1
     return TripletSums(*(torch.from_numpy(array) for array in (loss, active, weights)))
+
+
+def partners(
+    labels: Tensor,
+    reference_labels: Tensor | None = None,
+    self_index: Tensor | None = None,
+    left_out: Collection[int] = (),
+) -> list[tuple[list[int], list[int]]]:
+    """Positives and negatives of each anchor; those of the batch without references."""
+    if reference_labels is None:
+        reference_labels, self_index = labels, torch.arange(len(labels))
+    found = []
+    for i, label in enumerate(labels.tolist()):
+        own = -1 if self_index is None else int(self_index[i])
+        others = [j for j in range(len(reference_labels)) if j != own and j not in left_out]
+        positive = [j for j in others if reference_labels[j] == label]
+        found.append((positive, [j for j in others if j not in positive]))
+    return found
+
+
+def contrast_side(
+    distance: Tensor, chosen: list[int], form: str, scale: float, bound: Tensor | None, sign: int
+) -> tuple[Tensor, int]:
+    """The sum of a form over some of the (M,) distances of one anchor, and its terms' number."""
+    d = [distance[j] for j in chosen]
+    if form == "none":
+        return 0 * distance.sum(), 0
+    if form == "logsumexp":
+        if bound is not None:
+            d = [v for v in d if sign * v.item() > sign * bound.item()]
+        exponents = torch.stack([scale * v for v in d]) if d else torch.full((1,), -torch.inf)
+        return exponents.logsumexp(0) + 0 * distance.sum(), len(d)
+    if form == "sum":
+        terms = d
+    elif form == "hinge":
+        terms = [v for v in (sign * (v - bound) for v in d) if v.item() > 0]
+    else:
+        terms = [torch.logaddexp(scale * v + bound, 0 * v) for v in d]
+    return sum(terms, 0 * distance.sum()), len(terms)
 
 
 def triplet_gradients(
