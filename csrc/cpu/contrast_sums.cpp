@@ -16,8 +16,8 @@
 #include "engine/gradient_matrix.h"
 #include "engine/isa.h"
 #include "engine/matrix.h"
-#include "engine/search_pair.h"
 #include "engine/upstream.h"
+#include "engine/walk_pair.h"
 #include "metric_name.h"
 #include "operator_checks.h"
 
@@ -69,7 +69,7 @@ SumForm form_of(const std::string& name) {
 // One side of the operator: what the loops read, and what they add up, by anchor position.
 class Side {
  public:
-  Side(const SearchPair& pair, double sign, const std::string& form, double scale,
+  Side(const WalkPair& pair, double sign, const std::string& form, double scale,
        const std::optional<Tensor>& bound)
       : pair_(pair),
         sign_(sign),
@@ -195,7 +195,7 @@ class Side {
     }
   }
 
-  const SearchPair& pair_;
+  const WalkPair& pair_;
   double sign_;
   SumForm form_;
   double scale_;  // of a distance in the unit of the packed rows
@@ -269,7 +269,7 @@ class Sums {
     run(positive_.form(), negative_.form(), x, y);
   }
 
-  const SearchPair& pair() const { return pair_; }
+  const WalkPair& pair() const { return pair_; }
   Side& positive() { return positive_; }
   Side& negative() { return negative_; }
 
@@ -292,7 +292,7 @@ class Sums {
     meet_all(task.walk, [&](Span rows, Span columns) { add(task, rows, columns); });
   }
 
-  SearchPair pair_;
+  WalkPair pair_;
   Side positive_;
   Side negative_;
 };

@@ -8,10 +8,9 @@
 #include <limits>
 #include <memory>
 #include <numeric>
-#include <optional>
 
 #include "engine/isa.h"
-#include "engine/search_pack.h"
+#include "engine/search_pair.h"
 #include "engine/self_positions.h"
 #include "neighbors_search_isa.h"
 
@@ -21,8 +20,6 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr float kFloatInfinity = std::numeric_limits<float>::infinity();
-constexpr double kUnit = 0x1p-24;        // relative rounding error of float32
-constexpr double kUnderflow = 0x1p-124;  // four times what a flushed element or product loses
 
 // Below this number of pairs packing twice costs more than the exact engine.
 constexpr double kFewPairs = 1 << 14;
@@ -45,13 +42,6 @@ SearchFunction search_function() {
       return baseline::search;
   }
 }
-
-float rounded_down(double value) {
-  const float rounded = static_cast<float>(value);
-  return static_cast<double>(rounded) <= value ? rounded : std::nextafter(rounded, -kFloatInfinity);
-}
-
-float rounded_up(double value) { return -rounded_down(-value); }
 
 // What every thread keeps for itself.
 struct OwnWindows {
@@ -76,13 +66,13 @@ struct OwnWindows {
 // One threshold of a problem.
 class Search {
  public:
-  Search(const SelectProblem& problem, const SearchMatrix& x, const SearchMatrix& y, double scale,
-         SelectState& state, int64_t threshold)
+  Search(const SelectProblem& problem, const SearchPair& rows, SelectState& state,
+         int64_t threshold)
       : problem_(problem),
-        x_(x),
-        y_(y),
+        rows_(rows),
+        x_(rows.x()),
+        y_(rows.y()),
         sign_(problem.farthest ? -1.0 : 1.0),
-        scale_(scale),
         state_(state),
         threshold_(threshold) {}
 
@@ -97,16 +87,9 @@ class Search {
  private:
   int64_t slot(int64_t position) const { return position * problem_.thresholds + threshold_; }
 
-  // The key of a pair is the scaled value minus a part that only the anchor decides. Its error
-  // has three sources: the elements' rounding (2 units of |x||y|), the sum (a chain of 16 and
-  // then the chains), and the rounding of addend and key. One unit in sixteen is spare, far more
-  // than the float64 roundings need.
   void set_bounds() {
     const SearchRows& rows = x_.view();
     const int64_t padded = rows.panel_count * kSearchPanelRows;
-    const double chains = std::ceil(static_cast<double>(rows.dimensions) / kSearchChain);
-    const double factor = sums_differences(problem_.metric) ? 2.0 : 1.0;
-    const double greatest = y_.greatest_packed_norm();
     least_.assign(padded, kFloatInfinity);
     surely_.assign(padded, kFloatInfinity);
     twice_error_.assign(padded, 0.0f);
@@ -117,10 +100,7 @@ class Search {
       if (std::isnan(lower) || std::isnan(x_.norm(i))) {
         continue;
       }
-      const double products = factor * x_.norm(i) * greatest;
-      const double key = products + (factor == 2.0 ? greatest * greatest : 0.0);
-      const double error = 1.0625 * kUnit * ((kSearchChain + chains + 4.0) * products + 3.0 * key) +
-                           kUnderflow * static_cast<double>(rows.dimensions);
+      const double error = rows_.error(i);
       limits_[i] = kFloatInfinity;
       twice_error_[i] = rounded_up(2.0 * error);
       // Every key is admissible where there is no threshold, as for the farthest.
@@ -136,9 +116,9 @@ class Search {
       case Metric::cosine:
         return value - 1.0;
       case Metric::dot:
-        return value * scale_ * scale_;
+        return value * rows_.scale() * rows_.scale();
       default:
-        return value * scale_ * scale_ - norm * norm;
+        return value * rows_.scale() * rows_.scale() - norm * norm;
     }
   }
 
@@ -146,7 +126,7 @@ class Search {
     const double factor = sums_differences(problem_.metric) ? -2.0 : -1.0;
     const SearchTask task{x_.view(),
                           y_.view(),
-                          &x_ == &y_,
+                          rows_.is_symmetric(),
                           problem_.same_class,
                           static_cast<float>(sign_ * factor),
                           self_.data(),
@@ -237,10 +217,10 @@ class Search {
   }
 
   const SelectProblem& problem_;
+  const SearchPair& rows_;
   const SearchMatrix& x_;
   const SearchMatrix& y_;
   double sign_;
-  double scale_;
   SelectState& state_;
   int64_t threshold_;
   std::vector<float> least_;
@@ -284,48 +264,40 @@ SelectState::SelectState(int64_t rows, int64_t thresholds)
       best_value(rows * thresholds, kInfinity),
       best_index(rows * thresholds, -1) {}
 
-bool search_applies(const SelectProblem& problem) {
-  const int64_t anchors = problem.anchors.rows.rows();
-  const int64_t references = problem.references.rows.rows();
-  if (problem.anchors.rows.columns() == 0 || problem.thresholds > kMostThresholds ||
-      std::max(anchors, references) > std::numeric_limits<int32_t>::max()) {
+bool search_pays(const LabelledRows& anchors, const LabelledRows& references, bool same_class) {
+  const int64_t rows = anchors.rows.rows();
+  const int64_t candidates = references.rows.rows();
+  if (anchors.rows.columns() == 0 ||
+      std::max(rows, candidates) > std::numeric_limits<int32_t>::max()) {
     return false;
   }
-  double pairs = static_cast<double>(anchors) * static_cast<double>(references);
-  if (problem.same_class) {
+  if (same_class) {
     // The exact engine computes no more than the pairs of a class, which is less than packing
     // where classes are small.
-    pairs = same_class_pairs(problem.anchors, problem.references);
-    return pairs >= kFewPairs && pairs >= kSmallClass * static_cast<double>(anchors);
+    const double pairs = same_class_pairs(anchors, references);
+    return pairs >= kFewPairs && pairs >= kSmallClass * static_cast<double>(rows);
   }
-  return pairs >= kFewPairs;
+  return static_cast<double>(rows) * static_cast<double>(candidates) >= kFewPairs;
+}
+
+bool search_applies(const SelectProblem& problem) {
+  return problem.thresholds <= kMostThresholds &&
+         search_pays(problem.anchors, problem.references, problem.same_class);
 }
 
 std::vector<int64_t> search(const SelectProblem& problem, SelectState& state) {
-  const std::vector<double> centre = search_centre(problem.references.rows, problem.metric);
-  SearchMatrix y(problem.references, centre, problem.metric);
-  std::optional<SearchMatrix> own_x;
-  if (!problem.anchors.is(problem.references)) {
-    own_x.emplace(problem.anchors, centre, problem.metric);
+  SearchPair rows(problem.anchors, problem.references, problem.metric, problem.same_class);
+  const int64_t count = problem.anchors.rows.rows();
+  if (rows.has_infinite()) {
+    return all_positions(count);
   }
-  const SearchMatrix& x = own_x ? *own_x : y;
-  if (x.has_infinite() || y.has_infinite()) {
-    return all_positions(x.rows());
-  }
-  // A power of two: exact, and it keeps products far from the ends of float32's range.
-  const double greatest = std::max(x.greatest_norm(), y.greatest_norm());
-  const bool scales = problem.metric != Metric::cosine && greatest > 0.0;
-  const double scale = scales ? std::exp2(-std::ilogb(greatest)) : 1.0;
-  y.pack(scale, problem.farthest);
-  if (own_x) {
-    own_x->pack(scale, problem.farthest);
-  }
-  std::vector<uint8_t> undecided(x.rows(), 0);
+  rows.pack(problem.farthest);
+  std::vector<uint8_t> undecided(count, 0);
   for (int64_t t = 0; t < problem.thresholds; ++t) {
-    Search(problem, x, y, scale, state, t).run(undecided);
+    Search(problem, rows, state, t).run(undecided);
   }
   std::vector<int64_t> positions;
-  for (int64_t i = 0; i < x.rows(); ++i) {
+  for (int64_t i = 0; i < count; ++i) {
     if (undecided[i] != 0) {
       positions.push_back(i);
     }

@@ -29,7 +29,10 @@ struct SelectState {
   std::vector<int64_t> best_index;
 };
 
-// Whether the search is worth packing the rows for it.
+// Whether a float32 search of the pairs of one class, or of all, is worth packing the rows for it.
+bool search_pays(const LabelledRows& anchors, const LabelledRows& references, bool same_class);
+
+// Whether `search` is worth its while.
 bool search_applies(const SelectProblem& problem);
 
 // Writes the selections that the error bound decides, the lowest reference of equal values, and

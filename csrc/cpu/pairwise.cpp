@@ -15,8 +15,8 @@
 #include "engine/gradient_matrix.h"
 #include "engine/isa.h"
 #include "engine/matrix.h"
-#include "engine/search_pair.h"
 #include "engine/upstream.h"
+#include "engine/walk_pair.h"
 #include "metric_name.h"
 #include "operator_checks.h"
 #include "pairwise_isa.h"
@@ -75,25 +75,24 @@ class Rows {
     std::iota(numbers_.begin(), numbers_.end(), 0);
     const LabelledRows anchors{Matrix(x), zeros_.data(), numbers_.data()};
     const LabelledRows others{Matrix(references ? *references : x), zeros_.data(), numbers_.data()};
-    pair_ =
-        std::make_unique<SearchPair>(anchors, others, !references, self_index, metric_of(metric));
+    pair_ = std::make_unique<WalkPair>(anchors, others, !references, self_index, metric_of(metric));
     if (!excludes_self) {
       pair_->keep_self();
     }
   }
 
-  const SearchPair& pair() const { return *pair_; }
+  const WalkPair& pair() const { return *pair_; }
 
  private:
   std::vector<int64_t> numbers_;
   std::vector<int64_t> zeros_;
-  std::unique_ptr<SearchPair> pair_;
+  std::unique_ptr<WalkPair> pair_;
 };
 
 // The gradients of both sides of a walk.
 class Gradients {
  public:
-  explicit Gradients(const SearchPair& pair) : pair_(pair), x_(pair.x()) {
+  explicit Gradients(const WalkPair& pair) : pair_(pair), x_(pair.x()) {
     if (!pair.is_symmetric()) {
       y_.emplace(pair.y());
     }
@@ -113,7 +112,7 @@ class Gradients {
   }
 
  private:
-  const SearchPair& pair_;
+  const WalkPair& pair_;
   GradientMatrix x_;
   std::optional<GradientMatrix> y_;
 };
@@ -121,7 +120,7 @@ class Gradients {
 Tensor pairwise_distance(Tensor x, std::optional<Tensor> references, std::string metric) {
   check_rows(x, references);
   const Rows rows(x, references, nullptr, false, metric);
-  const SearchPair& pair = rows.pair();
+  const WalkPair& pair = rows.pair();
   Tensor distance = torch::stable::new_empty(x, {x.size(0), pair.y().rows()}, ScalarType::Float);
   const DistanceTask task{pair.task(nullptr, nullptr),
                           static_cast<float>(pair.unit()),
@@ -145,7 +144,7 @@ std::tuple<Tensor, Tensor> pairwise_distance_backward(Tensor grad, Tensor distan
                       grad.scalar_type() == ScalarType::Float,
                   "grad: expected the shape and dtype of the distances");
   const Rows rows(x, references, nullptr, false, metric);
-  const SearchPair& pair = rows.pair();
+  const WalkPair& pair = rows.pair();
   const Gradients gradients(pair);
   const DistanceTask task{gradients.task(),
                           static_cast<float>(pair.unit()),
@@ -172,7 +171,7 @@ class Moments {
         first_weights_(first_.size(), 0.0f),
         second_weights_(first_weights_) {}
 
-  const SearchPair& pair() const { return rows_.pair(); }
+  const WalkPair& pair() const { return rows_.pair(); }
 
   void run(const WalkTask& walk) {
     const MomentTask task{walk,

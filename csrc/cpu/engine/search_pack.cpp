@@ -13,6 +13,9 @@ namespace {
 
 constexpr int64_t kCentreRows = 1024;
 
+// Classes with fewer rows share the common centre: their own would take too much memory.
+constexpr int64_t kOwnCentreRows = 16;
+
 double greatest_finite(const std::vector<double>& norms) {
   double result = 0.0;
   for (double norm : norms) {
@@ -21,40 +24,64 @@ double greatest_finite(const std::vector<double>& norms) {
   return result;
 }
 
-}  // namespace
-
-std::vector<double> search_centre(const Matrix& references, Metric metric) {
-  std::vector<double> centre(references.columns(), 0.0);
-  if (!sums_differences(metric) || references.rows() == 0) {
-    return centre;
-  }
-  const int64_t rows = std::min(references.rows(), kCentreRows);
-  std::vector<double> row(references.columns());
+// Adds the mean of some of the rows at the positions [begin, end) to a vector of zeros.
+void add_mean(const LabelledRows& references, int64_t begin, int64_t end, double* mean) {
+  const int64_t rows = std::min(end - begin, kCentreRows);
+  std::vector<double> row(references.rows.columns());
   double count = 0.0;
   for (int64_t i = 0; i < rows; ++i) {
-    const int64_t sampled = i * references.rows() / rows;
-    if (!references.is_finite(sampled)) {
+    const int64_t sampled = references.order[begin + i * (end - begin) / rows];
+    if (!references.rows.is_finite(sampled)) {
       continue;
     }
-    references.read_row(sampled, row.data());
+    references.rows.read_row(sampled, row.data());
     count += 1.0;
     for (size_t k = 0; k < row.size(); ++k) {
-      centre[k] += (row[k] - centre[k]) / count;
+      mean[k] += (row[k] - mean[k]) / count;
     }
   }
-  return centre;
 }
 
-SearchMatrix::SearchMatrix(const LabelledRows& matrix, const std::vector<double>& centre,
-                           Metric metric)
-    : matrix_(matrix), centre_(centre), metric_(metric), norms_(matrix.rows.rows()) {
+}  // namespace
+
+SearchCentres::SearchCentres(const LabelledRows& references, Metric metric, bool same_class)
+    : columns_(references.rows.columns()), common_(columns_, 0.0) {
+  if (!sums_differences(metric)) {
+    return;
+  }
+  const int64_t rows = references.rows.rows();
+  add_mean(references, 0, rows, common_.data());
+  for (int64_t begin = 0, end = 0; begin < rows && same_class; begin = end) {
+    const int64_t label = references.labels[references.order[begin]];
+    while (end < rows && references.labels[references.order[end]] == label) {
+      ++end;
+    }
+    if (end - begin >= kOwnCentreRows) {
+      labels_.push_back(label);
+      own_.resize(own_.size() + columns_, 0.0);
+      add_mean(references, begin, end, own_.data() + own_.size() - columns_);
+    }
+  }
+}
+
+const double* SearchCentres::of(int64_t label) const {
+  const auto found = std::lower_bound(labels_.begin(), labels_.end(), label);
+  return found == labels_.end() || *found != label
+             ? common_.data()
+             : own_.data() + (found - labels_.begin()) * columns_;
+}
+
+SearchMatrix::SearchMatrix(const LabelledRows& matrix, const SearchCentres& centres, Metric metric)
+    : matrix_(matrix), centres_(centres), metric_(metric), norms_(matrix.rows.rows()) {
   torch::stable::parallel_for(0, rows(), 256, [&](int64_t begin, int64_t end) {
     std::vector<double> row(matrix_.rows.columns());
     for (int64_t position = begin; position < end; ++position) {
-      matrix_.rows.read_row(matrix_.order[position], row.data());
+      const int64_t index = matrix_.order[position];
+      const double* centre = centres_.of(matrix_.labels[index]);
+      matrix_.rows.read_row(index, row.data());
       double squares = 0.0;
       for (size_t k = 0; k < row.size(); ++k) {
-        squares += (row[k] - centre_[k]) * (row[k] - centre_[k]);
+        squares += (row[k] - centre[k]) * (row[k] - centre[k]);
       }
       norms_[position] = std::sqrt(squares);
     }
@@ -66,8 +93,6 @@ SearchMatrix::SearchMatrix(const LabelledRows& matrix, const std::vector<double>
     own_norms_ = norms_;
   }
 }
-
-double SearchMatrix::greatest_packed_norm() const { return greatest_finite(norms_); }
 
 void SearchMatrix::pack(double scale, bool negated) {
   const int64_t rows = this->rows();
@@ -89,26 +114,29 @@ void SearchMatrix::pack(double scale, bool negated) {
         labels_[position] = matrix_.labels[matrix_.order[rows - 1]];
         continue;
       }
-      labels_[position] = matrix_.labels[matrix_.order[position]];
+      const int64_t index = matrix_.order[position];
+      labels_[position] = matrix_.labels[index];
       if (!is_finite(position)) {
         for (int64_t k = 0; k < columns; ++k) {
           to[k * kSearchPanelRows] = 0.0f;
         }
         continue;
       }
-      matrix_.rows.read_row(matrix_.order[position], row.data());
+      const double* centre = centres_.of(matrix_.labels[index]);
+      matrix_.rows.read_row(index, row.data());
       double factor = scale;
       if (metric_ == Metric::cosine) {
         factor = norms_[position] == 0.0 ? 0.0 : 1.0 / norms_[position];
       }
       for (int64_t k = 0; k < columns; ++k) {
-        to[k * kSearchPanelRows] = static_cast<float>((row[k] - centre_[k]) * factor);
+        to[k * kSearchPanelRows] = static_cast<float>((row[k] - centre[k]) * factor);
       }
       norms_[position] *= factor;
       const double addend = sums_differences(metric_) ? norms_[position] * norms_[position] : 0.0;
       addends_[position] = static_cast<float>(negated ? -addend : addend);
     }
   });
+  greatest_packed_norm_ = greatest_finite(norms_);
   view_ = {panels_.get(), addends_.data(), labels_.data(), rows, panels, columns};
 }
 

@@ -14,20 +14,32 @@ namespace dmlfast::cpu {
 
 // What is taken from every row before it is packed: the mean of some rows under the Euclidean
 // metrics, whose distances it does not change, else zero. Shifted and collapsed batches become
-// ordinary.
-std::vector<double> search_centre(const Matrix& references, Metric metric);
+// ordinary. Where only pairs of one class are compared, each of the larger classes has a centre of
+// its own, so that collapsed classes do.
+class SearchCentres {
+ public:
+  SearchCentres(const LabelledRows& references, Metric metric, bool same_class);
+
+  const double* of(int64_t label) const;
+
+ private:
+  int64_t columns_;
+  std::vector<double> common_;
+  std::vector<int64_t> labels_;  // of the classes with a centre of their own, ascending
+  std::vector<double> own_;
+};
 
 // Owns a matrix packed for the search: 4 * rows * dimensions bytes and a few per row.
 class SearchMatrix {
  public:
-  SearchMatrix(const LabelledRows& matrix, const std::vector<double>& centre, Metric metric);
+  SearchMatrix(const LabelledRows& matrix, const SearchCentres& centres, Metric metric);
 
   int64_t rows() const { return matrix_.rows.rows(); }
 
   // Largest norm of the centred rows that are finite.
   double greatest_norm() const { return greatest_norm_; }
 
-  // Whether a row without NaN holds an infinity, or its norm is one.
+  // Whether a row without NaN holds an infinity.
   bool has_infinite() const { return has_infinite_; }
 
   bool is_finite(int64_t position) const { return std::isfinite(norms_[position]); }
@@ -43,17 +55,18 @@ class SearchMatrix {
   // one that is not finite.
   double norm(int64_t position) const { return norms_[position]; }
 
-  double greatest_packed_norm() const;
+  double greatest_packed_norm() const { return greatest_packed_norm_; }
 
   // Norm of the row as it was given, as cosine needs it.
   double own_norm(int64_t position) const { return own_norms_[position]; }
 
  private:
   const LabelledRows matrix_;
-  const std::vector<double>& centre_;
+  const SearchCentres& centres_;
   Metric metric_;
   double greatest_norm_ = 0.0;
   bool has_infinite_ = false;
+  double greatest_packed_norm_ = 0.0;
   std::vector<double> norms_;
   std::vector<double> own_norms_;
   std::unique_ptr<float[]> panels_;

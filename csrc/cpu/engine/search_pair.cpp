@@ -2,126 +2,62 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
-
-#include "engine/self_positions.h"
+#include <limits>
 
 namespace dmlfast::cpu {
 
-SearchPair::SearchPair(const LabelledRows& anchors, const LabelledRows& references,
-                       bool is_symmetric, const int64_t* self_index, Metric metric)
+namespace {
+
+constexpr double kUnit = 0x1p-24;        // relative rounding error of float32
+constexpr double kUnderflow = 0x1p-124;  // four times what a flushed element or product loses
+
+}  // namespace
+
+SearchPair::SearchPair(const LabelledRows& anchors, const LabelledRows& references, Metric metric,
+                       bool same_class)
     : anchors_(anchors),
       references_(references),
       metric_(metric),
-      centre_(search_centre(references.rows, metric)),
-      y_(references_, centre_, metric) {
-  if (!is_symmetric) {
-    x_ = std::make_unique<SearchMatrix>(anchors_, centre_, metric);
+      centres_(references, metric, same_class),
+      y_(references_, centres_, metric) {
+  if (!anchors.is(references)) {
+    x_.emplace(anchors_, centres_, metric);
   }
-  // A power of two: exact, and it keeps products far from the ends of float32's range.
   const double greatest = std::max(x().greatest_norm(), y_.greatest_norm());
   if (metric != Metric::cosine && greatest > 0.0) {
     scale_ = std::exp2(-std::ilogb(greatest));
   }
-  y_.pack(scale_, false);
+}
+
+void SearchPair::pack(bool negated) {
+  y_.pack(scale_, negated);
   if (x_) {
-    x_->pack(scale_, false);
-  }
-  const int64_t padded = x().view().panel_count * kSearchPanelRows;
-  if (is_symmetric) {
-    self_.resize(padded);
-    std::iota(self_.begin(), self_.end(), 0);
-  } else {
-    self_ = self_positions(anchors_, references_, self_index, padded);
-  }
-  find_classes();
-}
-
-void SearchPair::find_classes() {
-  const SearchRows& x = this->x().view();
-  const SearchRows& y = y_.view();
-  class_begin_.assign(self_.size(), y.rows);
-  class_end_.assign(self_.size(), y.rows);
-  int64_t begin = 0;
-  int64_t end = 0;
-  for (int64_t i = 0; i < x.rows; ++i) {
-    while (begin < y.rows && y.labels[begin] < x.labels[i]) {
-      ++begin;
-    }
-    end = std::max(begin, end);
-    while (end < y.rows && y.labels[end] == x.labels[i]) {
-      ++end;
-    }
-    class_begin_[i] = begin;
-    class_end_[i] = end;
+    x_->pack(scale_, negated);
   }
 }
 
-double SearchPair::unit() const {
-  if (metric_ == Metric::euclidean) {
-    return 1.0 / scale_;
-  }
-  return metric_ == Metric::cosine ? 1.0 : 1.0 / (scale_ * scale_);
+// The key of a pair is the scaled value minus a part that only the anchor decides. Its error has
+// three sources: the elements' rounding (2 units of |x||y|), the sum (a chain of 16 and then the
+// chains), and the rounding of addend and key. One unit in sixteen is spare, far more than the
+// float64 roundings need.
+double SearchPair::error(int64_t position) const {
+  const double dimensions = static_cast<double>(references_.rows.columns());
+  const double chains = std::ceil(dimensions / kSearchChain);
+  const double factor = sums_differences(metric_) ? 2.0 : 1.0;
+  const double greatest = y_.greatest_packed_norm();
+  const double products = factor * x().norm(position) * greatest;
+  const double key = products + (factor == 2.0 ? greatest * greatest : 0.0);
+  return 1.0625 * kUnit * ((kSearchChain + chains + 4.0) * products + 3.0 * key) +
+         kUnderflow * dimensions;
 }
 
-Range SearchPair::distance_range() const {
-  const double norm_x = x().greatest_packed_norm();
-  const double norm_y = y_.greatest_packed_norm();
-  switch (metric_) {
-    case Metric::euclidean:
-      return {0.0, norm_x + norm_y};
-    case Metric::sqeuclidean:
-      return {0.0, (norm_x + norm_y) * (norm_x + norm_y)};
-    case Metric::cosine:
-      return {0.0, 2.0};
-    default:
-      return {-norm_x * norm_y, norm_x * norm_y};
-  }
+float rounded_down(double value) {
+  const float rounded = static_cast<float>(value);
+  return static_cast<double>(rounded) <= value
+             ? rounded
+             : std::nextafter(rounded, -std::numeric_limits<float>::infinity());
 }
 
-WalkTask SearchPair::task(const GradientRows* x_gradient, const GradientRows* y_gradient) const {
-  const PairDistance distance{sums_differences(metric_),
-                              metric_ == Metric::euclidean,
-                              sums_differences(metric_) ? 2.0f : 1.0f,
-                              metric_ == Metric::cosine ? 1.0f : 0.0f,
-                              this,
-                              &SearchPair::squares,
-                              &SearchPair::add_difference};
-  return {x().view(), y_.view(), is_symmetric(), distance, self_.data(), x_gradient, y_gradient};
-}
-
-double SearchPair::squares(const void* pair, int64_t x, int64_t y) {
-  const auto& self = *static_cast<const SearchPair*>(pair);
-  thread_local std::vector<double> row;
-  thread_local std::vector<double> other;
-  row.resize(self.anchors_.rows.columns());
-  other.resize(row.size());
-  self.anchors_.rows.read_row(self.anchors_.order[x], row.data());
-  self.references_.rows.read_row(self.references_.order[y], other.data());
-  double sum = 0.0;
-  for (size_t k = 0; k < row.size(); ++k) {
-    sum += (row[k] - other[k]) * (row[k] - other[k]);
-  }
-  return sum * self.scale_ * self.scale_;
-}
-
-void SearchPair::add_difference(const void* pair, int64_t x, int64_t y, float weight, float* x_sums,
-                                float* y_sums) {
-  const auto& self = *static_cast<const SearchPair*>(pair);
-  thread_local std::vector<double> row;
-  thread_local std::vector<double> other;
-  row.resize(self.anchors_.rows.columns());
-  other.resize(row.size());
-  self.anchors_.rows.read_row(self.anchors_.order[x], row.data());
-  self.references_.rows.read_row(self.references_.order[y], other.data());
-  const double factor = static_cast<double>(weight) * self.scale_;
-  for (size_t k = 0; k < row.size(); ++k) {
-    const auto change = static_cast<float>(factor * (other[k] - row[k]));
-    x_sums[k] += change;
-    if (y_sums != nullptr) {
-      y_sums[k] -= change;
-    }
-  }
-}
+float rounded_up(double value) { return -rounded_down(-value); }
 
 }  // namespace dmlfast::cpu

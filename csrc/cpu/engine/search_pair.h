@@ -1,72 +1,56 @@
-// Anchors and references packed for walks over all their pairs.
+// Anchors and references packed for a walk over their pairs.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
-#include <memory>
-#include <vector>
+#include <optional>
 
 #include "engine/labelled_rows.h"
 #include "engine/search_pack.h"
-#include "engine/walk_task.h"
 #include "metric.h"
 
 namespace dmlfast::cpu {
 
-struct Range {
-  double least;
-  double greatest;
-};
-
-// Everything a walk over pairs needs to know of its rows. Arrays by anchor position are padded to
-// whole panels.
+// Anchors and references of a search, packed once where they are the same matrix in the same
+// order.
 class SearchPair {
  public:
-  // `is_symmetric`: the references are the anchors, and each anchor is its own self.
-  SearchPair(const LabelledRows& anchors, const LabelledRows& references, bool is_symmetric,
-             const int64_t* self_index, Metric metric);
+  // `same_class`: only pairs of one class will be looked at.
+  SearchPair(const LabelledRows& anchors, const LabelledRows& references, Metric metric,
+             bool same_class = false);
   SearchPair(const SearchPair&) = delete;
   SearchPair& operator=(const SearchPair&) = delete;
 
-  // Makes each anchor's own self a partner like others.
-  void keep_self() { std::fill(self_.begin(), self_.end(), -1); }
+  // Whether a row holds an infinity: then there is nothing to search with.
+  bool has_infinite() const { return x().has_infinite() || y_.has_infinite(); }
+
+  // As SearchMatrix::pack, at the scale of the pair.
+  void pack(bool negated);
 
   const LabelledRows& anchors() const { return anchors_; }
   const LabelledRows& references() const { return references_; }
-  bool is_symmetric() const { return x_ == nullptr; }
   Metric metric() const { return metric_; }
   const SearchMatrix& x() const { return x_ ? *x_ : y_; }
   const SearchMatrix& y() const { return y_; }
-  int64_t padded_anchors() const { return static_cast<int64_t>(self_.size()); }
+  bool is_symmetric() const { return !x_; }
 
-  // Rows were multiplied by this power of two, and a packed distance of 1 is this distance.
+  // A power of two: exact, and it keeps products far from the ends of float32's range.
   double scale() const { return scale_; }
-  double unit() const;
 
-  // Bounds of the packed distances.
-  Range distance_range() const;
-
-  WalkTask task(const GradientRows* x_gradient, const GradientRows* y_gradient) const;
-  const int64_t* class_begin() const { return class_begin_.data(); }
-  const int64_t* class_end() const { return class_end_.data(); }
-  const int64_t* self() const { return self_.data(); }
+  // More than the keys of the anchor at a position, of a finite norm, can be off.
+  double error(int64_t position) const;
 
  private:
-  static double squares(const void* pair, int64_t x, int64_t y);
-  static void add_difference(const void* pair, int64_t x, int64_t y, float weight, float* x_sums,
-                             float* y_sums);
-  void find_classes();
-
-  LabelledRows anchors_;
-  LabelledRows references_;
+  const LabelledRows anchors_;
+  const LabelledRows references_;
   Metric metric_;
-  std::vector<double> centre_;
+  SearchCentres centres_;
   SearchMatrix y_;
-  std::unique_ptr<SearchMatrix> x_;
+  std::optional<SearchMatrix> x_;
   double scale_ = 1.0;
-  std::vector<int64_t> class_begin_;
-  std::vector<int64_t> class_end_;
-  std::vector<int64_t> self_;
 };
+
+// The nearest float32 that is not above, or not below.
+float rounded_down(double value);
+float rounded_up(double value);
 
 }  // namespace dmlfast::cpu
