@@ -9,6 +9,12 @@ STABLE_TORCH_LIBRARY(dmlfast, m) {
       "neighbors_select(Tensor x, Tensor labels, Tensor order, Tensor references, "
       "Tensor reference_labels, Tensor reference_order, Tensor? self_index, Tensor? beyond, "
       "str metric, bool same_class, bool farthest) -> (Tensor distance, Tensor index)");
+  // Per anchor the k nearest references, ascending; candidates is "all", "positives" or
+  // "negatives". Its gradients are those of neighbors_select, too.
+  m.def(
+      "neighbors_top(Tensor x, Tensor labels, Tensor order, Tensor references, "
+      "Tensor reference_labels, Tensor reference_order, Tensor? self_index, SymInt k, "
+      "str candidates, str metric) -> (Tensor distance, Tensor index)");
   // Gradients of distance(x[i], references[index[i, t]]) for an (N, T) upstream gradient.
   // slot_order is the stable permutation that sorts the flattened index.
   m.def(

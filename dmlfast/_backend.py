@@ -66,9 +66,11 @@ class use_backend(ContextDecorator):
         _state.name = _state.previous.pop()
 
 
-# Devices on which a family has kernels. Fakes stand for them on "meta".
+# Devices on which a family has kernels, or an operator that has fewer than its family. Fakes stand
+# for them on "meta".
 _KERNELS = {
     "neighbors": ("cpu", "cuda", "meta"),
+    "neighbors_top": ("cpu", "meta"),
     "contrast": ("cpu", "meta"),
 }
 
@@ -82,8 +84,8 @@ def _check_cpu_isa() -> None:
         _library.module.cpu_isa()
 
 
-def uses_kernel(family: str, device: torch.device) -> bool:
-    """Whether the operators of a family go to a compiled kernel on this device.
+def uses_kernel(name: str, device: torch.device) -> bool:
+    """Whether a family, or an operator with a line of its own, has kernels on this device.
 
     Raises:
         RuntimeError: the kernels are wanted, but the compiled library is not there.
@@ -98,15 +100,15 @@ def uses_kernel(family: str, device: torch.device) -> bool:
         )
     if device.type == "cpu" and not torch.compiler.is_compiling():
         _check_cpu_isa()
-    exists = device.type in _KERNELS[family]
+    exists = device.type in _KERNELS[name]
     if exists and (device.type != "cuda" or _library.cuda_status.loaded):
         return True
     # A compiled function warns nobody: the warning would break its graph.
-    if (family, device.type) not in _warned and not torch.compiler.is_compiling():
-        _warned.add((family, device.type))
+    if (name, device.type) not in _warned and not torch.compiler.is_compiling():
+        _warned.add((name, device.type))
         reason = _library.cuda_status.reason if exists else "it has no kernels there"
         warnings.warn(
-            f"dmlfast: plain torch serves the family {family!r} on {device.type}, more slowly "
+            f"dmlfast: plain torch serves {name!r} on {device.type}, more slowly "
             f"than kernels would: {reason}",
             RuntimeWarning,
             stacklevel=4,

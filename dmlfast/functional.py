@@ -28,6 +28,7 @@ from dmlfast.ops.neighbors import (
     nearest_positive,
     semihard_negative,
 )
+from dmlfast.ops.neighbors_top import nearest_neighbors
 
 __all__ = [
     "AnchorSums",
@@ -40,6 +41,7 @@ __all__ = [
     "margin_loss",
     "multi_similarity_loss",
     "nca_loss",
+    "nearest_neighbors",
     "nearest_positive",
     "proxy_anchor_loss",
     "proxy_nca_loss",

@@ -134,6 +134,15 @@ def check_size(name: str, value: object) -> int:
     return value
 
 
+def check_count(name: str, value: object, least: int, greatest: int) -> int:
+    """Raises TypeError unless `value` is an integer, ValueError unless least <= it <= greatest."""
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    if value < least or value > greatest:
+        raise ValueError(f"{name}: expected {least} to {greatest}, got {value}")
+    return value  # type: ignore[return-value]  # a SymInt stands for an int
+
+
 def check_flag(name: str, value: object) -> bool:
     """Raises TypeError unless `value` is True or False."""
     if not isinstance(value, bool):

@@ -16,13 +16,14 @@ _KERNELS = "dmlfast"
 _REFERENCE = "dmlfast_reference"
 
 
-def operators(family: str, device: torch.device) -> Any:
-    """The namespace whose operators serve a family on a device: kernels or plain torch.
+def operators(name: str, device: torch.device) -> Any:
+    """The namespace that serves a family, or one of its operators that has fewer kernels, on a
+    device: kernels or plain torch.
 
     Raises:
         RuntimeError: as `dmlfast._backend.uses_kernel`.
     """
-    return getattr(torch.ops, _KERNELS if uses_kernel(family, device) else _REFERENCE)
+    return getattr(torch.ops, _KERNELS if uses_kernel(name, device) else _REFERENCE)
 
 
 def reference_operators() -> Any:
@@ -34,13 +35,13 @@ def register(
     name: str,
     *,
     reference: Callable[..., tuple[Tensor, ...]],
-    reference_backward: Callable[..., tuple[Tensor, ...]],
     fake: Callable[..., tuple[Tensor, ...]],
-    fake_backward: Callable[..., tuple[Tensor, ...]],
     save_for_backward: Callable[..., None],
     backward: Callable[..., tuple[Tensor | None, ...]],
+    reference_backward: Callable[..., tuple[Tensor, ...]] | None = None,
+    fake_backward: Callable[..., tuple[Tensor, ...]] | None = None,
 ) -> None:
-    """Registers an operator and its backward operator, `<name>_backward`.
+    """Registers an operator and its backward operator, `<name>_backward`, where it has its own.
 
     The compiled library defines them in one namespace; here the reference defines them with the
     same arguments in another. Both get the same fakes and the same autograd, so that they behave
@@ -49,24 +50,28 @@ def register(
     Args:
         name: of the operator.
         reference: the operator in plain torch, annotated, as `torch.library.custom_op` needs.
-        reference_backward: its gradient in plain torch, annotated.
         fake: shapes and dtypes of the operator's results.
-        fake_backward: those of the backward operator.
         save_for_backward: the `setup_context` of autograd.
         backward: called as `backward(operators, ctx, *grads)`, with the namespace whose backward
             operator it is to use.
+        reference_backward: the gradient in plain torch, annotated; None where `backward` uses the
+            backward operator of another.
+        fake_backward: shapes and dtypes of the gradient, where `reference_backward` is given.
     """
     torch.library.custom_op(f"{_REFERENCE}::{name}", reference, mutates_args=())
-    torch.library.custom_op(f"{_REFERENCE}::{name}_backward", reference_backward, mutates_args=())
+    if reference_backward is not None:
+        backward_name = f"{_REFERENCE}::{name}_backward"
+        torch.library.custom_op(backward_name, reference_backward, mutates_args=())
     for namespace in [_REFERENCE] + [_KERNELS] * _library.cpu_status.loaded:
-        _register_in(namespace, name, fake, fake_backward, save_for_backward, backward)
+        _register_in(namespace, name, fake, save_for_backward, backward)
+        if fake_backward is not None:
+            _register_backward_in(namespace, name, fake_backward)
 
 
 def _register_in(
     namespace: str,
     name: str,
     fake: Callable[..., tuple[Tensor, ...]],
-    fake_backward: Callable[..., tuple[Tensor, ...]],
     save_for_backward: Callable[..., None],
     backward: Callable[..., tuple[Tensor | None, ...]],
 ) -> None:
@@ -75,6 +80,14 @@ def _register_in(
     def own_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return backward(own_operators, ctx, *grads)
 
+    operator = f"{namespace}::{name}"
+    torch.library.register_fake(operator, fake)
+    torch.library.register_autograd(operator, own_backward, setup_context=save_for_backward)
+
+
+def _register_backward_in(
+    namespace: str, name: str, fake: Callable[..., tuple[Tensor, ...]]
+) -> None:
     def refuse(ctx: Any, *grads: Tensor) -> None:
         raise RuntimeError(
             f"{name}: dmlfast's operators can be differentiated once; their gradient has no "
@@ -84,8 +97,6 @@ def _register_in(
     def save_nothing(ctx: SimpleNamespace, inputs: tuple[Any, ...], output: object) -> None:
         pass
 
-    operator, backward_operator = f"{namespace}::{name}", f"{namespace}::{name}_backward"
+    operator = f"{namespace}::{name}_backward"
     torch.library.register_fake(operator, fake)
-    torch.library.register_fake(backward_operator, fake_backward)
-    torch.library.register_autograd(operator, own_backward, setup_context=save_for_backward)
-    torch.library.register_autograd(backward_operator, refuse, setup_context=save_nothing)
+    torch.library.register_autograd(operator, refuse, setup_context=save_nothing)

@@ -43,22 +43,24 @@ typedef float LoosePart __attribute__((vector_size(kVectorBytes), aligned(4), ma
 
 inline Part load(const float* from) { return *reinterpret_cast<const LoosePart*>(from); }
 
-// The sign bits of the lanes at once, where the level has an instruction for it.
-inline bool any(MaskPart mask) {
+// The lanes whose mask is set, the first in the lowest bit.
+inline uint32_t bits(MaskPart mask) {
 #if defined(__AVX512DQ__)
-  return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask)) != 0;
+  return static_cast<uint32_t>(_mm512_movepi32_mask(reinterpret_cast<__m512i>(mask)));
 #elif defined(__AVX2__)
-  return _mm256_movemask_ps(reinterpret_cast<__m256>(mask)) != 0;
+  return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(mask)));
 #elif defined(__SSE2__)
-  return _mm_movemask_ps(reinterpret_cast<__m128>(mask)) != 0;
+  return static_cast<uint32_t>(_mm_movemask_ps(reinterpret_cast<__m128>(mask)));
 #else
-  int32_t bits = 0;
+  uint32_t lanes = 0;
   for (int64_t lane = 0; lane < kLanes; ++lane) {
-    bits |= mask[lane];
+    lanes |= (mask[lane] != 0 ? 1u : 0u) << lane;
   }
-  return bits != 0;
+  return lanes;
 #endif
 }
+
+inline bool any(MaskPart mask) { return bits(mask) != 0; }
 
 // Products of kTileRows rows of x with kTilePanels panels of y.
 inline void multiply(const float* x, const float* const (&y)[kTilePanels], int64_t dimensions,
