@@ -110,6 +110,41 @@ def select(
     return distance, index
 
 
+def nearest(
+    x: Tensor,
+    labels: Tensor | None = None,
+    references: Tensor | None = None,
+    reference_labels: Tensor | None = None,
+    *,
+    self_index: Tensor | None = None,
+    k: int,
+    candidates: str = "all",
+    metric: str = "euclidean",
+) -> tuple[Tensor, Tensor]:
+    """(N, k) distances and indices of the k best references of each anchor, one row at a time."""
+    if references is None:
+        references, reference_labels = x, labels
+        self_index = torch.arange(len(x))
+    value = values(x, references, metric)
+    returned = torch.from_numpy(distances(value, metric, x.dtype))
+    distance = torch.full((len(x), k), torch.inf, dtype=returned_dtype(x.dtype))
+    index = torch.full((len(x), k), -1)
+    distance[~x.isfinite().all(1)] = torch.nan
+    for i, row in enumerate(value):
+        candidate = ~np.isnan(row)
+        if candidates != "all":
+            same = (reference_labels == labels[i]).numpy()
+            candidate &= same if candidates == "positives" else ~same
+        if self_index is not None and self_index[i] >= 0:
+            candidate[self_index[i]] = False
+        (position,) = np.nonzero(candidate)
+        # A stable sort: equal values stay in the order of their positions.
+        best = torch.from_numpy(position[np.argsort(row[position], kind="stable")][:k])
+        distance[i, : len(best)] = returned[i, best]
+        index[i, : len(best)] = best
+    return distance, index
+
+
 def distance_matrix(x: Tensor, y: Tensor, metric: str) -> Tensor:
     """(N, M) distances for autograd, with gradient 0 at distance 0 and for zero vectors."""
     if metric in ("euclidean", "sqeuclidean"):

@@ -151,6 +151,7 @@ def _all_calls(x: Tensor, references: Tensor) -> Callable[[], None]:
             F.farthest_positive(x, labels, references, others, metric="cosine"),
             F.hardest_negative(x, labels, references, others, self_index=labels, metric="dot"),
             F.semihard_negative(x, labels, beyond=torch.ones(len(x), 2), missing="hardest"),
+            F.nearest_neighbors(x, references, 3, metric="cosine"),
         ]
         sum(r.distance.sum() for r in results).backward()
 

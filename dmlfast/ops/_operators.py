@@ -17,8 +17,9 @@ _REFERENCE = "dmlfast_reference"
 
 
 def operators(name: str, device: torch.device) -> Any:
-    """The namespace that serves a family, or one of its operators that has fewer kernels, on a
-    device: kernels or plain torch.
+    """The namespace of kernels or of plain torch, whichever serves a name on a device.
+
+    The name is a family's, or that of an operator that has fewer kernels than its family.
 
     Raises:
         RuntimeError: as `dmlfast._backend.uses_kernel`.
