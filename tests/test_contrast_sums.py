@@ -184,13 +184,19 @@ def test_the_sides_do_not_depend_on_each_other(positive, negative, backend):
     torch.testing.assert_close(both.negative, only[1].negative, rtol=1e-6, atol=1e-6)
 
 
-@each_metric
+# Shifted points have distances of 4e6 under dot: no float32 number is near their exponents.
+@pytest.mark.parametrize(
+    ("kind", "metric"),
+    [
+        (kind, metric)
+        for kind in ("clustered", "duplicated", "tied", "shifted", "collapsed")
+        for metric in METRICS
+        if (kind, metric) != ("shifted", "dot")
+    ],
+)
 @each_backend
-@pytest.mark.parametrize("kind", ["clustered", "duplicated", "tied", "shifted", "collapsed"])
 @pytest.mark.parametrize("side", ["logsumexp", "sum", "softplus"])
-def test_awkward_points_have_the_sums_of_the_loop(metric, backend, kind, side):
-    if kind == "shifted" and metric == "dot":
-        pytest.skip("distances of 4e6: no float32 number near their exponents")
+def test_awkward_points_have_the_sums_of_the_loop(kind, metric, backend, side):
     problem = Problem(kind)
     options = problem.options(metric, side, side)
     expected, leaves = problem.oracle(**options)
