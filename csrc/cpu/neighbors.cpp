@@ -15,6 +15,7 @@
 #include "engine/isa.h"
 #include "engine/matrix.h"
 #include "engine/pack.h"
+#include "engine/span.h"
 #include "metric_name.h"
 #include "neighbors_isa.h"
 #include "neighbors_search.h"
@@ -58,13 +59,13 @@ void fill_lower(SelectState& state, const SelectProblem& problem, const Tensor& 
   });
 }
 
-// Compares the exact values of all pairs of the anchors at these positions, which ascend.
-void select_exactly(const SelectProblem& problem, const std::vector<int64_t>& positions,
-                    SelectState& state) {
-  if (positions.empty()) {
-    return;
-  }
-  const int64_t count = static_cast<int64_t>(positions.size());
+// Anchors compared at once with the references of their classes: few enough to stay in the cache.
+constexpr int64_t kClassRows = 256;
+
+// Compares the exact values of all pairs of the anchors at these positions, which ascend, with the
+// references at a range of positions.
+void select_exactly(const SelectProblem& problem, const int64_t* positions, int64_t count,
+                    Span references, SelectState& state) {
   const int64_t columns = problem.thresholds;
   std::vector<int64_t> order(count);
   std::vector<int64_t> self(count, -1);
@@ -76,17 +77,28 @@ void select_exactly(const SelectProblem& problem, const std::vector<int64_t>& po
     }
     std::copy_n(&state.lower[positions[i] * columns], columns, &own.lower[i * columns]);
   }
-  const PackedMatrix references(problem.references.rows, problem.references.labels,
-                                problem.references.order, problem.references.rows.rows());
-  // All anchors of a batch that is its own reference set are packed already.
+  const PackedMatrix packed_references(problem.references.rows, problem.references.labels,
+                                       problem.references.order + references.begin,
+                                       references.end - references.begin);
+  // Anchors that are these references, every one of them, are packed already.
+  const bool are_references =
+      problem.anchors.is(problem.references) && count > 0 && positions[0] == references.begin &&
+      positions[count - 1] == references.end - 1 && count == references.end - references.begin;
   std::optional<PackedMatrix> packed;
-  if (!problem.anchors.is(problem.references) || count < problem.anchors.rows.rows()) {
+  if (!are_references) {
     packed.emplace(problem.anchors.rows, problem.anchors.labels, order.data(), count);
   }
-  const PackedRows anchors = packed ? packed->view() : references.view();
-  const SelectTask task{
-      anchors,     references.view(), problem.metric, problem.same_class,    problem.farthest,
-      self.data(), own.lower.data(),  columns,        own.best_value.data(), own.best_index.data()};
+  const PackedRows anchors = packed ? packed->view() : packed_references.view();
+  const SelectTask task{anchors,
+                        packed_references.view(),
+                        problem.metric,
+                        problem.same_class,
+                        problem.farthest,
+                        self.data(),
+                        own.lower.data(),
+                        columns,
+                        own.best_value.data(),
+                        own.best_index.data()};
   const SelectFunction select = select_function();
   torch::stable::parallel_for(0, anchors.panel_count, 1,
                               [&](int64_t begin, int64_t end) { select(task, begin, end); });
@@ -96,15 +108,57 @@ void select_exactly(const SelectProblem& problem, const std::vector<int64_t>& po
   }
 }
 
+// First position in label order whose label is not less than `label`.
+int64_t first_position(const LabelledRows& rows, int64_t label) {
+  const int64_t* end = rows.order + rows.rows.rows();
+  return std::lower_bound(rows.order, end, label,
+                          [&](int64_t row, int64_t wanted) { return rows.labels[row] < wanted; }) -
+         rows.order;
+}
+
+// Takes a few whole classes at a time, so that nothing of the size of the matrices is packed.
+void select_by_class(const SelectProblem& problem, SelectState& state) {
+  const LabelledRows& anchors = problem.anchors;
+  const int64_t rows = anchors.rows.rows();
+  const auto label = [&](int64_t position) { return anchors.labels[anchors.order[position]]; };
+  std::vector<int64_t> cuts{0};
+  for (int64_t i = 1; i < rows; ++i) {
+    if (i - cuts.back() >= kClassRows && label(i) != label(i - 1)) {
+      cuts.push_back(i);
+    }
+  }
+  cuts.push_back(rows);
+  torch::stable::parallel_for(0, cuts.size() - 1, 1, [&](int64_t begin, int64_t end) {
+    std::vector<int64_t> positions;
+    for (int64_t cut = begin; cut < end && rows > 0; ++cut) {
+      positions.resize(cuts[cut + 1] - cuts[cut]);
+      std::iota(positions.begin(), positions.end(), cuts[cut]);
+      const int64_t last = label(positions.back());
+      const Span references{first_position(problem.references, label(positions.front())),
+                            last == std::numeric_limits<int64_t>::max()
+                                ? problem.references.rows.rows()
+                                : first_position(problem.references, last + 1)};
+      if (references.begin < references.end) {
+        select_exactly(problem, positions.data(), positions.size(), references, state);
+      }
+    }
+  });
+}
+
 void select_all(const SelectProblem& problem, SelectState& state) {
+  const Span references{0, problem.references.rows.rows()};
   std::vector<int64_t> positions;
   if (search_applies(problem)) {
     positions = search(problem, state);
+  } else if (problem.same_class) {
+    return select_by_class(problem, state);
   } else {
     positions.resize(problem.anchors.rows.rows());
     std::iota(positions.begin(), positions.end(), 0);
   }
-  select_exactly(problem, positions, state);
+  if (!positions.empty()) {
+    select_exactly(problem, positions.data(), positions.size(), references, state);
+  }
 }
 
 template <class T>
