@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe_machine
 
 from dmlfast import data as data_sets
+from dmlfast.benchmarking.machine import describe_machine
 from dmlfast.evaluation import embed
 from dmlfast.models import ConvolutionalEmbedding
 from dmlfast.plots import draw_embedding

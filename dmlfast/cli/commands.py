@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 
 from dmlfast import data as data_sets
 from dmlfast._library import info_text, version
+from dmlfast.cli.bench import bench
 from dmlfast.cli.report import TrainingReport
 from dmlfast.training import (
     RunFolder,
@@ -29,7 +31,12 @@ _INTERRUPTED = 128 + signal.SIGINT
 def run(arguments: Sequence[str]) -> int:
     """Run the command with these arguments and return its exit code."""
     try:
-        code = commands.main(list(arguments), prog_name="dmlfast", standalone_mode=False)
+        code = commands.main(
+            list(arguments),
+            prog_name="dmlfast",
+            standalone_mode=False,
+            obj=shlex.join(["dmlfast", *arguments]),
+        )
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -49,6 +56,9 @@ def commands() -> None:
 def info() -> None:
     """Say what this installation was built with and what it uses."""
     click.echo(info_text())
+
+
+commands.add_command(bench)
 
 
 @commands.command("train")

@@ -1,42 +1,45 @@
-"""What the command `dmlfast train` shows: a progress bar and a table."""
+"""What the commands `dmlfast train` and `dmlfast bench` show: a progress bar and a table."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
+from dmlfast.benchmarking import BenchmarkProgress, Results, short_table
 from dmlfast.training import Progress, TrainConfig
 from dmlfast.training.summary import LABELS
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-class TrainingReport:
-    """A progress bar while its context is open, and a table of the metrics after it.
 
-    The bar goes to stderr, and only to a terminal; the table goes to stdout.
+class _Report:
+    """A progress bar of these columns while its context is open.
+
+    It goes to stderr, and only to a terminal.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, *columns: ProgressColumn) -> None:
         console = Console(stderr=True)
         self._bar = ProgressBar(
-            TextColumn(config.data),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
+            *columns, console=console, transient=True, disable=not console.is_terminal
         )
-        self._task = self._bar.add_task("", total=config.steps, numbers="")
 
-    def __enter__(self) -> TrainingReport:
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 
@@ -47,6 +50,23 @@ class TrainingReport:
         traceback: TracebackType | None,
     ) -> None:
         self._bar.stop()
+
+
+class TrainingReport(_Report):
+    """A progress bar while its context is open, and a table of the metrics after it.
+
+    The bar goes to stderr, and only to a terminal; the table goes to stdout.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__(
+            TextColumn(config.data),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+        )
+        self._task = self._bar.add_task("", total=config.steps, numbers="")
 
     def update(self, progress: Progress) -> None:
         """Move the bar; show the loss and the last validation numbers."""
@@ -73,3 +93,35 @@ class TrainingReport:
             cells = [group[labels][name] for group in (metrics, best) for labels in LABELS]
             table.add_row(name, *("-" if cell is None else f"{cell:.4f}" for cell in cells))
         Console().print(table)
+
+
+class BenchmarkReport(_Report):
+    """A progress bar while its context is open, and a table of the results after it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[doing]}"),
+        )
+        self._task = self._bar.add_task("", total=None, doing="")
+
+    def update(self, progress: BenchmarkProgress) -> None:
+        """Move the bar; show what is measured next."""
+        self._bar.update(
+            self._task, completed=progress.done, total=progress.total, doing=progress.doing
+        )
+
+    @staticmethod
+    def print_results(results: Results) -> None:
+        """Print every workload at its largest size, to stdout."""
+        console = Console()
+        for title, rows in short_table(results):
+            table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+            table.add_column("contestant", min_width=23)
+            for name in ("median", "peak memory", "to yardstick", "to kernel"):
+                table.add_column(name, justify="right", min_width=12)
+            for row in rows:
+                table.add_row(*row)
+            console.print(table)

@@ -1,8 +1,16 @@
-"""Pictures of an embedding and of a training run, written as PNG."""
+"""Pictures of an embedding, of a training run and of a benchmark, written as PNG."""
 
 from __future__ import annotations
 
 from dmlfast.plots.curves import plot_curves
 from dmlfast.plots.embedding import draw_embedding, plot_embedding, projection
+from dmlfast.plots.scaling import ScalingLine, plot_scaling
 
-__all__ = ["draw_embedding", "plot_curves", "plot_embedding", "projection"]
+__all__ = [
+    "ScalingLine",
+    "draw_embedding",
+    "plot_curves",
+    "plot_embedding",
+    "plot_scaling",
+    "projection",
+]

@@ -1,0 +1,124 @@
+"""The command `dmlfast bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dmlfast._optional import require
+from dmlfast.benchmarking import WORKLOADS, Results, Settings, Workload, compare, update_table
+from dmlfast.benchmarking.picture import draw_results
+from dmlfast.benchmarking.table import around_table
+from dmlfast.cli.report import BenchmarkReport
+
+__all__ = ["bench"]
+
+_RESULTS, _PICTURE = "results.json", "time_memory.png"
+_POSITIVE = click.IntRange(min=1)
+
+
+@click.command()
+@click.option(
+    "--workload",
+    "names",
+    multiple=True,
+    type=click.Choice(list(WORKLOADS)),
+    help="What to measure; repeat for several. [default: everything]",
+)
+@click.option(
+    "--rows",
+    multiple=True,
+    type=_POSITIVE,
+    help="Batch size instead of those of the workload; repeat for several.",
+)
+@click.option(
+    "--rounds",
+    type=_POSITIVE,
+    help=f"Steps of each contestant. [default: {Settings.rounds}; 3 with --quick]",
+)
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=0, min_open=True),
+    help="GiB of memory that a contestant may take. [default: 8, less if less is available]",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the results. [default: the first free runs/bench]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the results in --out.")
+@click.option(
+    "--table",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Markdown file whose table, between its markers, to write anew.",
+)
+@click.option("--quick", is_flag=True, help="One small size of each workload: does it work?")
+@click.pass_obj
+def bench(
+    command: str,
+    names: tuple[str, ...],
+    rows: tuple[int, ...],
+    rounds: int | None,
+    budget: float | None,
+    out: Path | None,
+    overwrite: bool,
+    table: Path | None,
+    quick: bool,
+) -> None:
+    """Measure time and memory of the kernels beside what else computes the same.
+
+    The contestants of a workload take turns in one process. One that needs more memory than the
+    budget, or too much time, is reported as such. Peers that are not installed are left out. Writes
+    results.json and, where there are several sizes, time_memory.png. Leave the machine alone
+    meanwhile; without options this takes hours.
+    """
+    workloads = [_sized(WORKLOADS[name], rows, quick) for name in dict.fromkeys(names or WORKLOADS)]
+    folder = out or _first_free(Path("runs"))
+    if (folder / _RESULTS).exists() and not overwrite:
+        raise click.ClickException(f"{folder} holds results; replace them with --overwrite.")
+    try:
+        require("matplotlib.figure", "train")
+        if table is not None:
+            around_table(table)
+        folder.mkdir(parents=True, exist_ok=True)
+        results = _compare(workloads, _settings(rounds, budget, quick), folder, command)
+        if table is not None:
+            update_table(table, results, folder)
+    except (ValueError, OSError) as error:
+        raise click.ClickException(f"{error}.") from error
+    except ImportError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _sized(workload: Workload, rows: tuple[int, ...], quick: bool) -> Workload:
+    sized = workload.shortened() if quick else workload
+    return sized.with_rows(rows) if rows else sized
+
+
+def _settings(rounds: int | None, budget: float | None, quick: bool) -> Settings:
+    budget = Settings.default_budget() if budget is None else budget
+    if quick:
+        return Settings(rounds or 3, budget, patience=5.0, deadline=60.0)
+    return Settings(rounds or Settings.rounds, budget)
+
+
+def _compare(workloads: list[Workload], settings: Settings, folder: Path, command: str) -> Results:
+    picture = folder / _PICTURE
+    # No picture of other results stays beside these.
+    picture.unlink(missing_ok=True)
+    with BenchmarkReport() as report:
+        results = compare(
+            workloads, settings, folder / _RESULTS, command=command, progress=report.update
+        )
+    report.print_results(results)
+    draw_results(results, picture)
+    click.echo(f"Results: {folder}")
+    return results
+
+
+def _first_free(parent: Path) -> Path:
+    folder, number = parent / "bench", 2
+    while folder.exists():
+        folder, number = parent / f"bench-{number}", number + 1
+    return folder
