@@ -1,6 +1,6 @@
 """Losses over all positives and negatives, one contestant at a time.
 
-    pytest benchmarks/bench_contrast.py
+pytest benchmarks/bench_contrast.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Selections, and the losses made of them, one contestant at a time.
 
-    pytest benchmarks/bench_neighbors.py
+pytest benchmarks/bench_neighbors.py
 """
 
 from __future__ import annotations

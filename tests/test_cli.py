@@ -99,7 +99,7 @@ def test_the_package_runs_as_a_module(tmp_path: Path) -> None:
     assert done.stdout.strip() == info_text().strip()
 
 
-@pytest.mark.parametrize("command", ["info", "train"])
+@pytest.mark.parametrize("command", ["info", "train", "bench"])
 @pytest.mark.parametrize("variable", ["DMLFAST_BACKEND", "DMLFAST_CPU_ISA"])
 def test_a_wrong_environment_variable_is_one_sentence(
     command: str,
@@ -137,8 +137,8 @@ def test_commands_that_do_not_import_are_one_sentence(
 def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert "info" in out
-    assert "train" in out
+    for command in ("info", "train", "bench"):
+        assert command in out
 
 
 def test_train_prints_the_metrics_and_the_run_folder(

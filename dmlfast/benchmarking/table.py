@@ -95,7 +95,9 @@ def short_table(results: Results) -> list[tuple[str, list[tuple[str, ...]]]]:
     for workload in results["workloads"]:
         case = _largest(workload)
         title = f"{workload['name']}, N={case['rows']}, d={case['dimensions']}"
-        rows = [(name, *_cells(result)) for name, result in case["contestants"].items()]
+        rows: list[tuple[str, ...]] = [
+            (name, *_cells(result)) for name, result in case["contestants"].items()
+        ]
         tables.append((title, rows))
     return tables
 

@@ -49,7 +49,7 @@ class Trial:
 
 
 class Trials:
-    """Attempts, one at a time, in another process, which is replaced when an attempt fails.
+    """Attempts, one at a time, in another process, which is replaced when it has to be ended.
 
     The other process is a fresh interpreter: the threads of this one do not survive a fork.
 
@@ -86,7 +86,6 @@ class Trials:
             trial = self._watch(connection)
         except (EOFError, BrokenPipeError, ConnectionResetError):
             trial = self._of_a_death()
-        if trial.status != "measured":
             self._end()
         return trial
 
@@ -100,8 +99,10 @@ class Trials:
         while not connection.poll(_LOOK):
             now = resident(process.pid)
             if before is not None and now is not None and now - before > self._budget_mib:
+                self._end()
                 return self._over_budget()
             if time.monotonic() - start > self._deadline:
+                self._end()
                 return Trial("too slow", message=f"over {self._deadline:g} s for two steps")
         trial, most = connection.recv()
         # Between two looks it may have been over, too.
@@ -110,9 +111,9 @@ class Trials:
         assert isinstance(trial, Trial)
         return trial
 
-    @staticmethod
-    def _receive(connection: Connection, seconds: float) -> float | Trial | None:
+    def _receive(self, connection: Connection, seconds: float) -> float | Trial | None:
         if not connection.poll(seconds):
+            self._end()
             return Trial("failed", message=f"its process did not start within {seconds:g} s")
         before: float | Trial | None = connection.recv()
         return before

@@ -78,7 +78,7 @@ def bench(
     if (folder / _RESULTS).exists() and not overwrite:
         raise click.ClickException(f"{folder} holds results; replace them with --overwrite.")
     try:
-        require("matplotlib.figure", "train")
+        require("matplotlib.figure", "bench")
         if table is not None:
             around_table(table)
         folder.mkdir(parents=True, exist_ok=True)

@@ -37,13 +37,17 @@ def product(inputs: Inputs) -> Step:
 
 
 def product_in_blocks(inputs: Inputs) -> Step:
-    """The same product where its result does not fit: 2048 rows at a time into the same memory."""
-    x = inputs.x
-    warm = torch.zeros(_BLOCK, len(x))
+    """The same product where its result does not fit: 2048 rows at a time into the same memory.
 
-    def step() -> None:
+    Returns the last of them.
+    """
+    x = inputs.x
+    warm = torch.zeros(min(_BLOCK, len(x)), len(x))
+
+    def step() -> Tensor:
         for rows in x.split(_BLOCK):
-            torch.mm(rows, x.T, out=warm[: len(rows)])
+            last = torch.mm(rows, x.T, out=warm[: len(rows)])
+        return last
 
     return step
 
