@@ -152,6 +152,14 @@ def test_another_failure_says_what_it_was(trials, contestant, status, message):
     assert message in trial.message
 
 
+def test_a_trial_finds_the_package_that_this_process_uses(tmp_path, monkeypatch):
+    (tmp_path / "dmlfast").mkdir()
+    (tmp_path / "dmlfast" / "__init__.py").write_text("raise ImportError", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with Trials(1.0, 60.0) as trials:
+        assert trials.attempt(tiny.tiny, CASE).status == "measured"
+
+
 def test_after_a_failure_the_next_attempt_is_a_new_one(trials):
     trials.attempt(tiny.leaving, CASE)
     assert trials.attempt(tiny.tiny, CASE).status == "measured"

@@ -13,7 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmlfast.plots import draw_embedding, plot_curves, plot_embedding, projection
+from dmlfast.plots import (
+    ScalingLine,
+    draw_embedding,
+    plot_curves,
+    plot_embedding,
+    plot_scaling,
+    projection,
+)
+from dmlfast.plots.scaling import spread
 
 matplotlib_figure = pytest.importorskip("matplotlib.figure")
 
@@ -335,3 +343,47 @@ def test_importing_the_plots_imports_no_matplotlib(tmp_path: Path) -> None:
     code = "import sys, dmlfast.plots; sys.exit('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=False, cwd=tmp_path)
     assert done.returncode == 0
+
+
+SCALING = {
+    "one": [
+        ScalingLine("kernel", [16, 32, 64], [1e-4, 2e-4, 4e-4], [1.0, 2.0, 4.0], role="kernel"),
+        ScalingLine("unit", [16, 32, 64], [1e-5, 2e-5, 4e-5], [0.0, 0.0, None], role="yardstick"),
+        ScalingLine("peer", [16, 32], [1e-3, 8e-3], [8.0, 64.0], stopped=(64, "out of memory")),
+    ],
+    "two": [
+        ScalingLine("kernel", [16, 32], [1.0, 2.0], [None, None], role="kernel"),
+        ScalingLine("slow", [16], [40.0], [1.0], stopped=(32, "too slow")),
+        ScalingLine("huge", [], [], [], stopped=(16, "out of memory")),
+        ScalingLine("late", [], [], [], stopped=(16, "too slow")),
+    ],
+}
+
+
+def test_scaling_is_a_row_of_panels_for_each_workload(tmp_path: Path) -> None:
+    heights = []
+    for count in (1, 2):
+        path = tmp_path / f"{count}.png"
+        plot_scaling(dict(list(SCALING.items())[:count]), path, budget_mebibytes=128)
+        heights.append(png_size(path)[1])
+    assert heights[1] > 1.8 * heights[0]
+
+
+@pytest.mark.parametrize("workloads", [{}, {"none": []}, {"none": SCALING["two"][2:]}])
+def test_scaling_without_a_measured_size_is_refused(workloads: dict, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="workloads: expected a line with a measured size"):
+        plot_scaling(workloads, tmp_path / "scaling.png", budget_mebibytes=128)
+
+
+def test_names_that_have_room_stay() -> None:
+    assert spread([30.0, 0.0, 12.0], 10.0) == [30.0, 0.0, 12.0]
+
+
+def test_names_in_each_others_way_part_evenly_in_their_order() -> None:
+    assert spread([101.0, 50.0, 99.0], 10.0) == [105.0, 50.0, 95.0]
+
+
+def test_names_pushed_into_others_push_them_on() -> None:
+    found = spread([0.0, 1.0, 8.0, 9.0, 9.0], 10.0)
+    assert found == pytest.approx([-14.6, -4.6, 5.4, 15.4, 25.4])
+    assert sum(found) == pytest.approx(27.0)

@@ -25,7 +25,7 @@ from dmlfast.benchmarking.results import (
     untimed,
     write_results,
 )
-from dmlfast.benchmarking.trial import Trial, Trials
+from dmlfast.benchmarking.trial import Trial, Trials, message_of
 from dmlfast.benchmarking.workload import Case, Inputs, Step, Workload
 
 __all__ = ["BenchmarkProgress", "Settings", "compare", "interleave", "peak_rate"]
@@ -191,7 +191,7 @@ def _measure(
             step()
             steps[name] = step
         except Exception as error:
-            failures[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            failures[name] = message_of(error)
     seconds = interleave(steps, settings.rounds, settings.patience)
     contestants: dict[str, ContestantResult] = {}
     for name, outcome in outcomes.items():

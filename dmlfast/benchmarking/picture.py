@@ -19,7 +19,7 @@ def draw_results(results: Results, path: Path) -> bool:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    rows = {w["summary"]: scaling_lines(w) for w in results["workloads"]}
+    rows = {_title(workload): scaling_lines(workload) for workload in results["workloads"]}
     several = {
         title: lines for title, lines in rows.items() if any(len(line.rows) > 1 for line in lines)
     }
@@ -27,6 +27,10 @@ def draw_results(results: Results, path: Path) -> bool:
         return False
     plot_scaling(several, path, budget_mebibytes=1024 * results["settings"]["budget_gib"])
     return True
+
+
+def _title(workload: WorkloadResult) -> str:
+    return workload["summary"][:1].upper() + workload["summary"][1:]
 
 
 def scaling_lines(workload: WorkloadResult) -> list[ScalingLine]:

@@ -19,7 +19,7 @@ import torch
 from dmlfast.benchmarking.memory import give_back, peak_memory, resident
 from dmlfast.benchmarking.workload import Case, Contestant, Inputs, Step
 
-__all__ = ["Status", "Trial", "Trials", "serve"]
+__all__ = ["Status", "Trial", "Trials", "message_of", "serve"]
 
 Status = Literal["measured", "out of memory", "too slow", "not installed", "failed"]
 
@@ -29,7 +29,16 @@ _LOOK = 0.01
 # Seconds for the other process to import torch and make the inputs.
 _START = 120.0
 
-_PROGRAM = "from dmlfast.benchmarking.trial import serve; serve({file}, {threads})"
+# Letters of a message.
+_LONGEST = 160
+
+# It finds what this process finds, and not what lies in the folder where it starts.
+_PROGRAM = """
+import sys
+sys.path[:] = {path}
+from dmlfast.benchmarking.trial import serve
+serve({file}, {threads})
+"""
 
 
 @dataclass(frozen=True)
@@ -132,12 +141,8 @@ class Trials:
     def _start(self) -> Connection:
         self._connection, theirs = Pipe()
         file = theirs.fileno()
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM.format(file=file, threads=torch.get_num_threads())],
-            pass_fds=[file],
-            # It finds what this process finds.
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
+        program = _PROGRAM.format(path=sys.path, file=file, threads=torch.get_num_threads())
+        self._process = subprocess.Popen([sys.executable, "-c", program], pass_fds=[file])
         theirs.close()
         return self._connection
 
@@ -191,8 +196,14 @@ def _attempt(contestant: Contestant, inputs: Inputs) -> tuple[Trial, float | Non
     return Trial("measured", peak_mib=peak), max(most, kept - before + peak)
 
 
-def _trial_of(error: Exception) -> Trial:
+def message_of(error: Exception) -> str:
+    """One line, not too long for a table."""
     text = f"{type(error).__name__}: {error}".splitlines()[0]
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def _trial_of(error: Exception) -> Trial:
+    text = message_of(error)
     if isinstance(error, ImportError):
         return Trial("not installed", message=text)
     if isinstance(error, MemoryError) or "allocate memory" in str(error):

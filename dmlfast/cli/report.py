@@ -120,8 +120,9 @@ class BenchmarkReport(_Report):
         for title, rows in short_table(results):
             table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
             table.add_column("contestant", min_width=23)
-            for name in ("median", "peak memory", "to yardstick", "to kernel"):
-                table.add_column(name, justify="right", min_width=12)
+            table.add_column("median", justify="right", min_width=len("out of memory"))
+            for name in ("peak memory", "to yardstick", "to kernel"):
+                table.add_column(name, justify="right", min_width=len(name))
             for row in rows:
                 table.add_row(*row)
             console.print(table)

@@ -22,8 +22,8 @@ _COLORS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#3
 _KERNEL, _YARDSTICK = "#0072b2", "#8a8a8a"
 _MARKS = {"out of memory": "X", "too slow": "D"}
 
-# Width of a letter and height of a line at the labels' size, in inches: the room for labels.
-_LETTER, _LABEL_SIZE = 0.066, 8.5
+# Names: size, gap to their line, and distance from one to the next in points; inches a letter.
+_LABEL_SIZE, _GAP, _LINE, _LETTER = 8.5, 12.0, 11.0, 0.066
 _PANEL_WIDTH, _PANEL_HEIGHT = 3.6, 3.8
 
 # Less than this many MiB is below what resident memory, counted in pages and caches, can tell.
@@ -35,7 +35,7 @@ class ScalingLine:
     """One contestant in one picture.
 
     Attributes:
-        name: written at the end of the line.
+        name: written at the beginning of the line.
         rows: ascending sizes that were measured.
         seconds: a step's time at each of them.
         mebibytes: a step's memory at each of them, None where it is not known.
@@ -79,7 +79,7 @@ def plot_scaling(
     if not drawn:
         raise ValueError("workloads: expected a line with a measured size, got none")
     longest = max(len(line.name) for lines in drawn.values() for line in lines)
-    room = _LETTER * longest + 0.3
+    room = _LETTER * longest + _GAP / 72 + 0.1
     figure = new_figure(2 * (_PANEL_WIDTH + room) + 1.2, _PANEL_HEIGHT * len(drawn) + 0.3)
     panels = figure.subplots(len(drawn), 2, squeeze=False)
     labels = []
@@ -98,17 +98,16 @@ def _frame(axes: Axes, lines: Sequence[ScalingLine], room: float, title: str) ->
     sizes = sorted({n for line in lines for n in _sizes(line)})
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    # Labels stand to the right of the last size, in as much room as the longest takes.
+    axes.margins(y=0.1)
+    # Names stand to the left of the least size, where there are no lines.
     span = math.log2(sizes[-1] / sizes[0]) if len(sizes) > 1 else 1.0
-    axes.set_xlim(
-        sizes[0] * 2 ** (-0.05 * span), sizes[-1] * 2 ** (span * (room / _PANEL_WIDTH + 0.02))
-    )
+    axes.set_xlim(sizes[0] * 2 ** (-span * room / _PANEL_WIDTH), sizes[-1] * 2 ** (0.06 * span))
     shown = sizes[:: max(1, math.ceil(len(sizes) / 8))]
     axes.xaxis.set_major_locator(ticker.FixedLocator(shown))
     axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda n, _: _size_text(n)))
     axes.xaxis.set_minor_locator(ticker.NullLocator())
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.set_xlabel("N (batch size)", loc="left")
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_xlabel("N (batch size)", loc="right")
     axes.grid(visible=True, color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -157,9 +156,10 @@ def _draw_memory(
     axes.plot(ends, 2 * (budget_mebibytes,), color="#999999", linewidth=0.9, linestyle=style)
     axes.annotate(
         f"budget: {budget_mebibytes / 1024:g} GiB",
-        (ends[0], budget_mebibytes),
-        (0, 3),
+        (ends[1], budget_mebibytes),
+        (0, 6),
         textcoords="offset points",
+        horizontalalignment="right",
         fontsize=_LABEL_SIZE,
         color="#666666",
     )
@@ -169,6 +169,8 @@ def _draw_memory(
             for n, value in zip(line.rows, line.mebibytes, strict=True)
             if value is not None and value >= _LEAST_MIB
         ]
+        if line.rows and not points:
+            continue
         end = None
         if line.stopped:
             n, why = line.stopped
@@ -230,10 +232,19 @@ def _draw(
         axes.plot(*end, color=color, marker=mark, markersize=8, markeredgecolor="white", zorder=5)
     return axes.annotate(
         line.name,
-        end or points[-1],
-        (8, 0),
+        points[0] if points else end or (1, 1),
+        (-_GAP, 0),
         textcoords="offset points",
+        horizontalalignment="right",
         verticalalignment="center",
+        arrowprops={
+            "arrowstyle": "-",
+            "color": color,
+            "linewidth": 0.7,
+            "relpos": (1.0, 0.5),
+            "shrinkA": 1,
+            "shrinkB": 2,
+        },
         color=color,
         fontsize=_LABEL_SIZE,
         fontweight="bold" if own else "normal",
@@ -256,19 +267,38 @@ def _explain_marks(figure: Figure, rows: Iterable[Sequence[ScalingLine]]) -> Non
 
 
 def _part(figure: Figure, panels: Sequence[Sequence[Annotation]]) -> None:
-    """Move labels of a panel that cover each other apart, by as little as it takes."""
+    """Move the names of a panel that cover each other apart, by as little as it takes."""
     # Only a drawing knows where they are.
     figure.draw_without_rendering()
     points_per_pixel = 72 / figure.dpi
     for labels in panels:
-        boxes = sorted(
-            ((label.get_window_extent(), label) for label in labels), key=lambda pair: pair[0].y0
-        )
-        placed: list[tuple[float, float, float, float]] = []
-        for box, label in boxes:
-            low = box.y0
-            for x0, x1, y0, y1 in placed:
-                if box.x0 < x1 and x0 < box.x1 and low < y1 and y0 < low + box.height:
-                    low = y1
-            placed.append((box.x0, box.x1, low, low + box.height))
-            label.xyann = (8, (low - box.y0) * points_per_pixel)
+        own = [
+            float(label.axes.transData.transform(label.xy)[1]) * points_per_pixel
+            if label.axes
+            else 0.0
+            for label in labels
+        ]
+        for label, before, after in zip(labels, own, spread(own, _LINE), strict=True):
+            label.xyann = (-_GAP, after - before)
+
+
+def spread(heights: Sequence[float], least: float) -> list[float]:
+    """The nearest heights, in the sense of least squares, of which no two are closer than `least`.
+
+    In the order given; equal heights rise in that order.
+    """
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    # Without the distances to keep, the heights only have to rise: neighbours that do not are
+    # pooled, and share their mean.
+    pools: list[list[float]] = []
+    for place, number in enumerate(order):
+        pools.append([heights[number] - place * least])
+        while len(pools) > 1 and math.fsum(pools[-2]) * len(pools[-1]) > math.fsum(pools[-1]) * len(
+            pools[-2]
+        ):
+            pools[-2:] = [pools[-2] + pools[-1]]
+    means = [math.fsum(pool) / len(pool) for pool in pools for _ in pool]
+    found = [0.0] * len(heights)
+    for place, number in enumerate(order):
+        found[number] = means[place] + place * least
+    return found
