@@ -387,3 +387,7 @@ def test_names_pushed_into_others_push_them_on() -> None:
     found = spread([0.0, 1.0, 8.0, 9.0, 9.0], 10.0)
     assert found == pytest.approx([-14.6, -4.6, 5.4, 15.4, 25.4])
     assert sum(found) == pytest.approx(27.0)
+
+
+def test_names_rise_to_the_floor_and_push_the_others_on() -> None:
+    assert spread([50.0, 2.0, 1.0, 12.0], 10.0, floor=5.0) == [50.0, 15.0, 5.0, 25.0]

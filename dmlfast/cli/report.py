@@ -118,7 +118,13 @@ class BenchmarkReport(_Report):
         """Print every workload at its largest size, to stdout."""
         console = Console()
         for title, rows in short_table(results):
-            table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+            table = Table(
+                box=box.SIMPLE_HEAD,
+                title=f"\n{title}",
+                title_justify="left",
+                pad_edge=False,
+                show_edge=False,
+            )
             table.add_column("contestant", min_width=23)
             table.add_column("median", justify="right", min_width=len("out of memory"))
             for name in ("peak memory", "to yardstick", "to kernel"):

@@ -62,8 +62,9 @@ def plot_scaling(
 
     Both axes are logarithmic. A cross stands where a contestant ran out of memory, a diamond where
     it was too slow, at the end of a dotted line that goes on as steeply as before; in the panel of
-    the memory the cross stands on the budget, the least that it would have needed. A contestant
-    that needs less than 0.1 MiB everywhere is left out there. The file is replaced whole.
+    the memory the cross stands on the budget, the least that it would have needed. There, what is
+    less than 0.1 MiB is drawn as that, and a contestant that needs no more anywhere is left out.
+    The file is replaced whole.
 
     Args:
         workloads: the lines by the title of their row.
@@ -164,12 +165,11 @@ def _draw_memory(
         color="#666666",
     )
     for line, color in _coloured(lines):
-        points = [
-            (n, value)
-            for n, value in zip(line.rows, line.mebibytes, strict=True)
-            if value is not None and value >= _LEAST_MIB
+        known = [
+            pair for pair in zip(line.rows, line.mebibytes, strict=True) if pair[1] is not None
         ]
-        if line.rows and not points:
+        points = [(n, max(value or 0.0, _LEAST_MIB)) for n, value in known]
+        if line.rows and all(value == _LEAST_MIB for _, value in points):
             continue
         end = None
         if line.stopped:
@@ -272,20 +272,20 @@ def _part(figure: Figure, panels: Sequence[Sequence[Annotation]]) -> None:
     figure.draw_without_rendering()
     points_per_pixel = 72 / figure.dpi
     for labels in panels:
-        own = [
-            float(label.axes.transData.transform(label.xy)[1]) * points_per_pixel
-            if label.axes
-            else 0.0
-            for label in labels
-        ]
-        for label, before, after in zip(labels, own, spread(own, _LINE), strict=True):
+        axes = labels[0].axes if labels else None
+        if axes is None:
+            continue
+        own = [float(axes.transData.transform(label.xy)[1]) * points_per_pixel for label in labels]
+        floor = axes.bbox.y0 * points_per_pixel + _LINE / 2
+        for label, before, after in zip(labels, own, spread(own, _LINE, floor), strict=True):
             label.xyann = (-_GAP, after - before)
 
 
-def spread(heights: Sequence[float], least: float) -> list[float]:
+def spread(heights: Sequence[float], least: float, floor: float = -math.inf) -> list[float]:
     """The nearest heights, in the sense of least squares, of which no two are closer than `least`.
 
-    In the order given; equal heights rise in that order.
+    In the order given; equal heights rise in that order. Those that would lie below `floor` rise
+    to it, and push the others on.
     """
     order = sorted(range(len(heights)), key=heights.__getitem__)
     # Without the distances to keep, the heights only have to rise: neighbours that do not are
@@ -300,5 +300,5 @@ def spread(heights: Sequence[float], least: float) -> list[float]:
     means = [math.fsum(pool) / len(pool) for pool in pools for _ in pool]
     found = [0.0] * len(heights)
     for place, number in enumerate(order):
-        found[number] = means[place] + place * least
+        found[number] = max(means[place], floor) + place * least
     return found
