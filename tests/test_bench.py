@@ -315,9 +315,14 @@ def test_another_process_can_be_told_of_every_contestant(workload):
         pickle.dumps(contestant)
 
 
-@pytest.mark.parametrize(
-    "name", ["eps_triplet", "scaling", "threads", "all_triplet", "nearest_positive"]
-)
+SAME = [
+    *("eps_triplet", "scaling", "threads", "all_triplet"),
+    *("multi_similarity", "supcon", "info_nce", "contrastive"),
+    *("nearest_positive", "nearest_neighbors"),
+]
+
+
+@pytest.mark.parametrize("name", SAME)
 def test_contestants_compute_the_same(name):
     pytest.importorskip("pytorch_metric_learning")
     workload = WORKLOADS[name]
@@ -327,8 +332,13 @@ def test_contestants_compute_the_same(name):
         # To compile takes long, and what is compiled is a contestant itself.
         if contestant.startswith(("product", "clone")) or contestant.endswith("compiled"):
             continue
-        # float32 distances near 1 from sums of 16 products: some units of 6e-8 each.
-        torch.testing.assert_close(make(inputs)(), expected, rtol=1e-5, atol=1e-6, msg=contestant)
+        try:
+            found = make(inputs)()
+        except ImportError:
+            continue
+        # float32 distances and similarities near 1 from sums of 16 products, some units of 6e-8
+        # each, times 50 at most.
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_product_in_blocks_is_the_product():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dmlfast.benchmarking.workload import Workload
-from dmlfast.benchmarking.workloads import selections, triplet
+from dmlfast.benchmarking.workloads import contrast, selections, triplet
 
 __all__ = ["WORKLOADS"]
 
 WORKLOADS: dict[str, Workload] = {
-    workload.name: workload for module in (triplet, selections) for workload in module.WORKLOADS
+    workload.name: workload
+    for module in (triplet, contrast, selections)
+    for workload in module.WORKLOADS
 }
