@@ -51,8 +51,8 @@ def batch(n: int = 40, **options: object) -> tuple[Tensor, Tensor]:
     return x.requires_grad_(), labels
 
 
-def with_references(**options: object) -> dict[str, Tensor]:
-    references, others = batch(50, seed=1, **options)
+def with_references(m: int = 50, **options: object) -> dict[str, Tensor]:
+    references, others = batch(m, seed=1, **options)
     return {"ref_emb": references, "ref_labels": others}
 
 
@@ -87,8 +87,9 @@ def assert_same(actual: Tensor, expected: Tensor, *leaves: tuple[Tensor, ...]) -
 @pytest.mark.parametrize("references", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_defaults_and_index_tuples_are_pytorch_metric_learnings(name, miner, references, dtype):
-    x, labels = batch(dtype=dtype)
-    call = with_references(dtype=dtype) if references else {}
+    # Few rows: pytorch-metric-learning's NT-Xent pairs all positive with all negative pairs.
+    x, labels = batch(20, dtype=dtype)
+    call = with_references(24, dtype=dtype) if references else {}
     indices = None if MINERS[miner] is None else MINERS[miner](x, labels, **call)
     leaves = (x, call["ref_emb"]) if references else (x,)
     ours, theirs = getattr(losses, name)(), getattr(pml_losses, name)()
@@ -314,6 +315,25 @@ def test_compiles_whole(name, length):
     actual, expected = compiled(x, labels, indices), loss(x, labels, indices)
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
     torch.compiler.reset()
+
+
+@pytest.mark.parametrize("name", PAIR_LOSSES)
+@pytest.mark.parametrize("place", [0, 1])
+def test_an_index_out_of_range_is_refused(name, place):
+    x, labels = batch()
+    indices = [index.clone() for index in TRIPLETS]
+    indices[place][2] = 40
+    with pytest.raises(IndexError, match=r"out of (range|bounds)"):
+        getattr(losses, name)()(x, labels, tuple(indices))
+
+
+@pytest.mark.parametrize("name", [*PAIR_LOSSES, "NPairsLoss", *PROXY_LOSSES])
+def test_autocast_leaves_the_dtype_it_receives(name):
+    x, labels = batch()
+    loss = proxy_pair(name)[0] if name in PROXY_LOSSES else getattr(losses, name)()
+    expected = loss(x, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(loss(x, labels), expected)
 
 
 # --- the cross-batch memory -----------------------------------------------------------------------

@@ -384,6 +384,36 @@ def test_exponents_above_the_range_of_float32_stay_finite(backend):
     assert sums.negative.isfinite().all()
 
 
+@each_backend
+def test_a_distance_that_overflows_stays_on_its_own_side(backend):
+    # <x, y> of the two positives is 1e40; masks that multiply would make the others NaN.
+    x = torch.tensor([[1e20, 0.0], [1e20, 1.0], [0.0, 1.0]], requires_grad=True)
+    with use_backend(backend):
+        sums = contrast_sums(
+            check_pairs(x, torch.tensor([0, 0, 1])),
+            metric="dot",
+            positive_form="logsumexp",
+            negative_form="sum",
+        )
+        (gradient,) = torch.autograd.grad(sums.negative.sum(), x)
+    assert sums.negative.tolist() == [0.0, -1.0, -1.0]
+    assert gradient.isfinite().all()
+
+
+@each_backend
+def test_labels_that_no_float32_tells_apart_are_different_classes(backend):
+    x, _ = make("random", 3, 4, 2)
+    with use_backend(backend):
+        sums = contrast_sums(
+            check_pairs(x, torch.tensor([2**24, 2**24 + 1, -(2**62)])),
+            metric="euclidean",
+            positive_form="sum",
+            negative_form="sum",
+        )
+    assert sums.positive_count.tolist() == [0, 0, 0]
+    assert sums.negative_count.tolist() == [2, 2, 2]
+
+
 # --- dtypes, bits, threads ------------------------------------------------------------------------
 
 

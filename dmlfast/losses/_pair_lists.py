@@ -89,10 +89,10 @@ class PairLists(NamedTuple):
     negative_anchor: Tensor
     negative: Tensor
 
-    def distinct(self, references: int) -> PairLists:
+    def distinct(self) -> PairLists:
         """The same pairs, each once."""
-        positives = _distinct(self.positive_anchor, self.positive, references)
-        return PairLists(*positives, *_distinct(self.negative_anchor, self.negative, references))
+        positives = _distinct(self.positive_anchor, self.positive)
+        return PairLists(*positives, *_distinct(self.negative_anchor, self.negative))
 
 
 def pairs_of(indices_tuple: object, device: torch.device) -> PairLists:
@@ -106,9 +106,14 @@ def pairs_of(indices_tuple: object, device: torch.device) -> PairLists:
     return PairLists(*lists)
 
 
-def _distinct(anchor: Tensor, partner: Tensor, references: int) -> tuple[Tensor, Tensor]:
-    pairs = torch.unique(anchor * references + partner)
-    return pairs // max(1, references), pairs % max(1, references)
+def _distinct(anchor: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
+    if anchor.shape[0] == 0:
+        return anchor, partner
+    # Of the partners there are, not of the references: one out of range must stay what it is.
+    lowest = partner.min()
+    width = partner.max() - lowest + 1
+    pairs = torch.unique(anchor * width + (partner - lowest))
+    return pairs // width, pairs % width + lowest
 
 
 def anchors_of(indices: list[Tensor]) -> list[Tensor]:
@@ -118,7 +123,9 @@ def anchors_of(indices: list[Tensor]) -> list[Tensor]:
 
 def row_weights(indices: list[Tensor], rows: int) -> Tensor:
     """(rows,) float64: how often each row occurs in the lists, over the most; 1 if none does."""
-    counts = torch.bincount(torch.cat(indices), minlength=rows)
+    places = torch.cat(indices)
+    # Integers: the order in which they are added does not matter.
+    counts = places.new_zeros(rows).index_add(0, places, torch.ones_like(places))
     most = counts.max() if rows else counts.sum()
     return torch.where(most == 0, 1.0, counts.double() / most.clamp(min=1))
 

@@ -83,7 +83,7 @@ class MultiSimilarityLoss(PairLoss):
 
     def _of_indices(self, given: Given) -> Tensor:
         x, references = given.x, given.references
-        lists = pairs_of(given.indices_tuple, x.device).distinct(references.shape[0])
+        lists = pairs_of(given.indices_tuple, x.device).distinct()
         sides = []
         for anchor, partner, scale in (
             (lists.positive_anchor, lists.positive, self.alpha),

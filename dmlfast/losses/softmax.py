@@ -142,7 +142,7 @@ class SupConLoss(_TemperatureLoss):
     def _of_indices(self, given: Given) -> Tensor:
         x, references = given.x, given.references
         rows = x.shape[0]
-        lists = pairs_of(given.indices_tuple, x.device).distinct(references.shape[0])
+        lists = pairs_of(given.indices_tuple, x.device).distinct()
         anchor, positive, other_anchor, negative = lists
         near = list_distances(x, references, anchor, positive, self.metric) / self.temperature
         far = list_distances(x, references, other_anchor, negative, self.metric) / self.temperature

@@ -189,28 +189,23 @@ def margin_rows(
     margin = check_number("margin", margin)
     middle = _check_boundary(boundary, pairs.x)
     near, far = middle - margin, middle + margin
-    sums = contrast_sums(
-        pairs,
-        metric=metric,
-        positive_form="hinge" if positives == "all" else "none",
-        positive_bound=near if positives == "all" else None,
-        negative_form="hinge" if negatives == "all" else "none",
-        negative_bound=far if negatives == "all" else None,
-    )
-    pull, pull_active, push, push_active = (
-        sums.positive,
-        sums.positive_count,
-        sums.negative,
-        sums.negative_count,
-    )
-    positive_number, negative_number = partner_counts(pairs)
-    positive = None
-    if positives != "all":
-        positive = one_positive(pairs, metric, positives)
+    positive = None if positives == "all" else one_positive(pairs, metric, positives)
+    negative = None if negatives == "all" else _one_negative(pairs, metric, negatives, positive)
+    if positive is None or negative is None:
+        sums = contrast_sums(
+            pairs,
+            metric=metric,
+            positive_form="hinge" if positive is None else "none",
+            positive_bound=near if positive is None else None,
+            negative_form="hinge" if negative is None else "none",
+            negative_bound=far if negative is None else None,
+        )
+        pull, push, pull_active, push_active = sums
+        positive_number, negative_number = partner_counts(pairs)
+    if positive is not None:
         pull, pull_active = _one_hinge(positive, 1, near)
         positive_number = positive.exists.long()
-    if negatives != "all":
-        negative = _one_negative(pairs, metric, negatives, positive)
+    if negative is not None:
         push, push_active = _one_hinge(negative, -1, far)
         negative_number = negative.exists.long()
     return MarginRows(

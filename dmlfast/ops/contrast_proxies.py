@@ -260,7 +260,8 @@ def soft_triple_loss(
         rows, columns = unit_rows(rows), unit_rows(columns)
 
     def block(part: Tensor, own: Tensor, columns: Tensor) -> Tensor:
-        similarity = (part @ columns.T).view(part.shape[0], -1, centers_per_class)
+        with torch.autocast(part.device.type, enabled=False):
+            similarity = (part @ columns.T).view(part.shape[0], -1, centers_per_class)
         relaxed = ((similarity / gamma).softmax(2) * similarity).sum(2)
         taken = torch.nn.functional.one_hot(own, relaxed.shape[1]) * margin
         return torch.nn.functional.cross_entropy(la * (relaxed - taken), own, reduction="none")

@@ -209,8 +209,9 @@ def sums_backward(
             )
         ):
             one = side_rows(chunk, partners, side.of(part))
-            # 0 * NaN: an anchor without terms has gradient 0, whatever comes from above.
-            weights += torch.where(one.weights == 0, 0.0, one.weights * grad[:, None])
+            # 0 * NaN: neither a pair that is no term nor an anchor that nobody asks for counts.
+            unused = (one.weights == 0) | (grad == 0)[:, None]
+            weights += torch.where(unused, 0.0, one.weights * grad[:, None])
             lost |= one.lost & (grad != 0)
             if side.bound is not None:
                 to_bounds[i][part] = torch.where(one.to_bound == 0, 0.0, one.to_bound * grad)
