@@ -52,17 +52,19 @@ STABLE_TORCH_LIBRARY(dmlfast, m) {
       "-> (Tensor grad_x, Tensor grad_references, Tensor grad_positive_bound, "
       "Tensor grad_negative_bound)");
 
-  // pairwise: all distances. Without references the batch is its own, grad_x is the whole gradient
-  // and grad_references has no rows.
+  // pairwise: all distances, (N, M). Without references the batch is its own, also below: then
+  // grad_x is the whole gradient and grad_references has no rows. A pair with a row that is not
+  // finite has distance NaN, and gradient NaN to both rows unless its upstream gradient is 0.
   m.def("pairwise_distance(Tensor x, Tensor? references, str metric) -> Tensor");
   m.def(
       "pairwise_distance_backward(Tensor grad, Tensor distance, Tensor x, Tensor? references, "
       "str metric) -> (Tensor grad_x, Tensor grad_references)");
-  // Per anchor the sums of (distance - centre) and of its square, (N,) float64, without the
-  // matrix; centre is one float64.
+  // pairwise: per anchor the float64 sums of D - centre and of its square over the references
+  // without self, which within a batch is the anchor's own row. centre is (1,) float64.
   m.def(
       "pairwise_moments(Tensor x, Tensor? references, Tensor? self_index, Tensor centre, "
       "str metric) -> (Tensor first, Tensor second)");
+  // Gradients of the sums for (N,) upstream gradients; recomputes the pairs.
   m.def(
       "pairwise_moments_backward(Tensor grad_first, Tensor grad_second, Tensor x, "
       "Tensor? references, Tensor? self_index, Tensor centre, str metric) "

@@ -72,6 +72,7 @@ _KERNELS = {
     "neighbors": ("cpu", "cuda", "meta"),
     "neighbors_top": ("cpu", "meta"),
     "contrast": ("cpu", "meta"),
+    "pairwise": ("cpu", "meta"),
 }
 
 _warned: set[tuple[str, str]] = set()

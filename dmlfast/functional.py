@@ -29,12 +29,15 @@ from dmlfast.ops.neighbors import (
     semihard_negative,
 )
 from dmlfast.ops.neighbors_top import nearest_neighbors
+from dmlfast.ops.pairwise import DistanceStatistics, distance_statistics, pairwise_distance
 
 __all__ = [
     "AnchorSums",
     "ContrastSums",
+    "DistanceStatistics",
     "Selection",
     "contrastive_loss",
+    "distance_statistics",
     "farthest_positive",
     "hardest_negative",
     "info_nce_loss",
@@ -43,6 +46,7 @@ __all__ = [
     "nca_loss",
     "nearest_neighbors",
     "nearest_positive",
+    "pairwise_distance",
     "proxy_anchor_loss",
     "proxy_nca_loss",
     "semihard_negative",

@@ -374,8 +374,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> contrast_sums_backward(
   }
   sums.add_gradients(&x_gradient.view(), y_gradient ? &y_gradient->view() : nullptr);
   const double factor = divisor * sums.pair().scale();
-  const auto is_lost = [&](int64_t anchor) {
-    return sums.positive().is_wanted(anchor) || sums.negative().is_wanted(anchor);
+  const auto is_lost = [&](int64_t position) {
+    const int64_t anchor = sums.pair().anchors().order[position];
+    return !sums.pair().x().is_finite(position) &&
+           (sums.positive().is_wanted(anchor) || sums.negative().is_wanted(anchor));
   };
   x_gradient.write(sums.pair().anchors(), sums.pair().metric(), factor, is_lost, grad_x);
   if (y_gradient) {

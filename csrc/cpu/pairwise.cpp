@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <numeric>
@@ -100,16 +101,21 @@ class Gradients {
 
   WalkTask task() const { return pair_.task(&x_.view(), y_ ? &y_->view() : nullptr); }
 
-  template <class IsLost>
-  std::tuple<Tensor, Tensor> write(const Tensor& x, double factor, const IsLost& is_lost) const {
+  // Rounds the gradients, times `factor`; NaN at the positions that are lost.
+  std::tuple<Tensor, Tensor> write(const Tensor& x, double factor,
+                                   const std::function<bool(int64_t)>& x_is_lost,
+                                   const std::function<bool(int64_t)>& y_is_lost) const {
     Tensor grad_x = torch::stable::new_empty(x, {x.size(0), x.size(1)});
     Tensor grad_references = torch::stable::new_empty(x, {y_ ? pair_.y().rows() : 0, x.size(1)});
-    x_.write(pair_.anchors(), pair_.metric(), factor, is_lost, grad_x);
+    x_.write(pair_.anchors(), pair_.metric(), factor, x_is_lost, grad_x);
     if (y_) {
-      y_->write(pair_.references(), pair_.metric(), factor, is_lost, grad_references);
+      y_->write(pair_.references(), pair_.metric(), factor, y_is_lost, grad_references);
     }
     return {grad_x, grad_references};
   }
+
+  const GradientMatrix& x() const { return x_; }
+  const GradientMatrix& y() const { return *y_; }
 
  private:
   const WalkPair& pair_;
@@ -155,8 +161,53 @@ std::tuple<Tensor, Tensor> pairwise_distance_backward(Tensor grad, Tensor distan
                           grad.stride(1)};
   const DistanceFunction weigh = distance_function();
   meet_all(task.walk, [&](Span a, Span b) { weigh(task, a, b); });
-  return gradients.write(x, 1.0 / pair.scale(), [](int64_t) { return true; });
+  return gradients.write(
+      x, 1.0 / pair.scale(), [&](int64_t i) { return gradients.x().has_nan(i); },
+      [&](int64_t j) { return gradients.y().has_nan(j); });
 }
+
+// Pairs with a row that is not finite: the sums of their anchors are NaN, and the gradients of both
+// rows, unless nothing comes from the anchor. Rows are their own positions.
+class LostPairs {
+ public:
+  // `is_wanted`, by anchor: whether something comes from it.
+  LostPairs(const WalkPair& pair, const std::vector<uint8_t>& is_wanted)
+      : pair_(pair), is_wanted_(is_wanted), own_(pair.y().rows()), own_lost_(pair.y().rows()) {
+    for (int64_t i = 0; i < pair.x().rows(); ++i) {
+      const int64_t self = pair.self()[i];
+      const int64_t lost = is_wanted[i] != 0 && !pair.x().is_finite(i) ? 1 : 0;
+      wanted_anchors_ += is_wanted[i];
+      lost_anchors_ += lost;
+      if (self >= 0) {  // no partner of this reference
+        own_[self] += is_wanted[i];
+        own_lost_[self] += lost;
+      }
+    }
+    for (int64_t j = 0; j < pair.y().rows(); ++j) {
+      lost_references_ += pair.y().is_finite(j) ? 0 : 1;
+    }
+  }
+
+  bool has_anchor(int64_t i) const {
+    const int64_t self = pair_.self()[i];
+    const int64_t partners = pair_.y().rows() - (self < 0 ? 0 : 1);
+    const int64_t lost = lost_references_ - (self < 0 || pair_.y().is_finite(self) ? 0 : 1);
+    return is_wanted_[i] != 0 && (pair_.x().is_finite(i) ? lost : partners) > 0;
+  }
+
+  bool has_reference(int64_t j) const {
+    return pair_.y().is_finite(j) ? lost_anchors_ > own_lost_[j] : wanted_anchors_ > own_[j];
+  }
+
+ private:
+  const WalkPair& pair_;
+  const std::vector<uint8_t>& is_wanted_;
+  std::vector<int64_t> own_;
+  std::vector<int64_t> own_lost_;
+  int64_t wanted_anchors_ = 0;
+  int64_t lost_anchors_ = 0;
+  int64_t lost_references_ = 0;
+};
 
 // What both operators of the moments share.
 class Moments {
@@ -192,22 +243,14 @@ class Moments {
     }
   }
 
-  // NaN where an anchor has a partner and one of the two is not finite.
   void write(Tensor& first, Tensor& second) const {
-    const SearchMatrix& y = pair().y();
-    int64_t lost = 0;
-    for (int64_t j = 0; j < y.rows(); ++j) {
-      lost += y.is_finite(j) ? 0 : 1;
-    }
-    const double unit = pair().unit();
+    const std::vector<uint8_t> all(pair().x().rows(), 1);
+    const LostPairs lost(pair(), all);
     for (int64_t i = 0; i < pair().x().rows(); ++i) {
-      const int64_t self = pair().self()[i];
-      const int64_t partners = y.rows() - (self < 0 ? 0 : 1);
-      const int64_t lost_partners = lost - (self < 0 || y.is_finite(self) ? 0 : 1);
-      const bool is_lost = lost_partners > 0 || (partners > 0 && !pair().x().is_finite(i));
-      const double factor = is_lost ? std::numeric_limits<double>::quiet_NaN() : unit;
-      first.mutable_data_ptr<double>()[i] = factor * first_[i];
-      second.mutable_data_ptr<double>()[i] = factor * unit * second_[i];
+      const double unit =
+          lost.has_anchor(i) ? std::numeric_limits<double>::quiet_NaN() : pair().unit();
+      first.mutable_data_ptr<double>()[i] = unit * first_[i];
+      second.mutable_data_ptr<double>()[i] = unit * unit * second_[i];
     }
   }
 
@@ -257,7 +300,16 @@ std::tuple<Tensor, Tensor> pairwise_moments_backward(Tensor grad_first, Tensor g
   moments.weigh(first, second, divisor);
   const Gradients gradients(moments.pair());
   moments.run(gradients.task());
-  return gradients.write(x, divisor * moments.pair().scale(), [](int64_t) { return true; });
+  std::vector<uint8_t> is_wanted(first.size());
+  for (size_t i = 0; i < first.size(); ++i) {
+    is_wanted[i] = first[i] != 0.0 || second[i] != 0.0 ? 1 : 0;
+  }
+  const LostPairs lost(moments.pair(), is_wanted);
+  const auto has_row = [&](int64_t i) {  // within a batch an anchor is a reference of others, too
+    return lost.has_anchor(i) || (!references && lost.has_reference(i));
+  };
+  return gradients.write(x, divisor * moments.pair().scale(), has_row,
+                         [&](int64_t j) { return lost.has_reference(j); });
 }
 
 }  // namespace

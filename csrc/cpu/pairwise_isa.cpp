@@ -13,7 +13,7 @@ inline Part weight_of(const PairDistance& distance, Part derivative, Part value)
     // Nothing where the distance is 0.
     return where(value > 0.0f, -derivative / value);
   }
-  return derivative * (distance.sums_differences ? -2.0f : -1.0f);
+  return where(value == value, derivative * (distance.sums_differences ? -2.0f : -1.0f));
 }
 
 // Stores the distances of a strip, and those of its columns where they are anchors.
@@ -123,9 +123,10 @@ class WeighPolicy {
         from = rest;
       }
       const Part value = load(from);
-      // A distance of NaN has no derivative: the gradient of its rows is marked elsewhere.
-      const Part derivative = where(value == value, load(values + c));
-      store(values + c, weight_of(distance, derivative, value));
+      // A distance of NaN makes the gradients of its rows NaN, unless nothing comes from it.
+      const Part derivative = load(values + c);
+      const Part weight = weight_of(distance, derivative, value);
+      store(values + c, where((value != value) & (derivative != 0.0f), value, weight));
       if (distance.sums_differences) {
         note_near(strip, r, c, value * (1.0f / task_.unit));
       }

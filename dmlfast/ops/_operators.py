@@ -35,8 +35,8 @@ def reference_operators() -> Any:
 def register(
     name: str,
     *,
-    reference: Callable[..., tuple[Tensor, ...]],
-    fake: Callable[..., tuple[Tensor, ...]],
+    reference: Callable[..., Tensor | tuple[Tensor, ...]],
+    fake: Callable[..., Tensor | tuple[Tensor, ...]],
     save_for_backward: Callable[..., None],
     backward: Callable[..., tuple[Tensor | None, ...]],
     reference_backward: Callable[..., tuple[Tensor, ...]] | None = None,
@@ -72,7 +72,7 @@ def register(
 def _register_in(
     namespace: str,
     name: str,
-    fake: Callable[..., tuple[Tensor, ...]],
+    fake: Callable[..., Tensor | tuple[Tensor, ...]],
     save_for_backward: Callable[..., None],
     backward: Callable[..., tuple[Tensor | None, ...]],
 ) -> None:

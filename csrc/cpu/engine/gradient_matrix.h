@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <memory>
@@ -24,8 +25,11 @@ class GradientMatrix {
 
   const GradientRows& view() const { return view_; }
 
+  // Whether a weight of NaN has entered the sum of the row at a position.
+  bool has_nan(int64_t position) const { return std::isnan(view_.sums[position * view_.stride]); }
+
   // Rounds the gradients, times `factor`, into a contiguous tensor in the order of the matrix. That
-  // of a row that is not finite is NaN where is_lost(row), else 0.
+  // of a row at a position where is_lost(position) is NaN, that of others that are not finite 0.
   template <class IsLost>
   void write(const LabelledRows& matrix, Metric metric, double factor, const IsLost& is_lost,
              torch::stable::Tensor& gradient) const {
@@ -33,11 +37,12 @@ class GradientMatrix {
       std::vector<double> row(matrix.rows.columns());
       for (int64_t position = begin; position < end; ++position) {
         const int64_t index = matrix.order[position];
-        if (packed_.is_finite(position)) {
+        if (is_lost(position)) {
+          row.assign(row.size(), std::numeric_limits<double>::quiet_NaN());
+        } else if (packed_.is_finite(position)) {
           read(position, metric, factor, row);
         } else {
-          const double value = is_lost(index) ? std::numeric_limits<double>::quiet_NaN() : 0.0;
-          row.assign(row.size(), value);
+          row.assign(row.size(), 0.0);
         }
         write_row(gradient, index, row.data());
       }
