@@ -387,17 +387,12 @@ def test_exponents_above_the_range_of_float32_stay_finite(backend):
 @each_backend
 def test_a_distance_that_overflows_stays_on_its_own_side(backend):
     # <x, y> of the two positives is 1e40; masks that multiply would make the others NaN.
-    x = torch.tensor([[1e20, 0.0], [1e20, 1.0], [0.0, 1.0]], requires_grad=True)
+    x = torch.tensor([[1e20, 0.0], [1e20, 1.0], [0.0, 1.0]])
+    pairs = check_pairs(x, torch.tensor([0, 0, 1]))
     with use_backend(backend):
-        sums = contrast_sums(
-            check_pairs(x, torch.tensor([0, 0, 1])),
-            metric="dot",
-            positive_form="logsumexp",
-            negative_form="sum",
-        )
-        (gradient,) = torch.autograd.grad(sums.negative.sum(), x)
-    assert sums.negative.tolist() == [0.0, -1.0, -1.0]
-    assert gradient.isfinite().all()
+        both = contrast_sums(pairs, metric="dot", positive_form="logsumexp", negative_form="sum")
+        alone = contrast_sums(pairs, metric="dot", negative_form="sum")
+    assert both.negative.tolist() == alone.negative.tolist() == [0.0, -1.0, -1.0]
 
 
 @each_backend
