@@ -15,6 +15,14 @@ STABLE_TORCH_LIBRARY(dmlfast, m) {
       "neighbors_top(Tensor x, Tensor labels, Tensor order, Tensor references, "
       "Tensor reference_labels, Tensor reference_order, Tensor? self_index, SymInt k, "
       "str candidates, str metric) -> (Tensor distance, Tensor index)");
+  // Per anchor a reference of another class, (N, 1): the fallback, a row or -1 for none; where
+  // weighted, one in proportion to its distance weight, by inversion of the (N,) float64 uniform
+  // numbers, unless all weights are 0. Its gradients are those of neighbors_select, too.
+  m.def(
+      "neighbors_sample(Tensor x, Tensor labels, Tensor order, Tensor references, "
+      "Tensor reference_labels, Tensor reference_order, Tensor? self_index, Tensor uniform, "
+      "Tensor fallback, bool weighted, float cutoff, float nonzero_loss_cutoff, str metric) "
+      "-> (Tensor distance, Tensor index)");
   // Gradients of distance(x[i], references[index[i, t]]) for an (N, T) upstream gradient.
   // slot_order is the stable permutation that sorts the flattened index.
   m.def(

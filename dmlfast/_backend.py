@@ -70,6 +70,7 @@ class use_backend(ContextDecorator):
 # for them on "meta".
 _KERNELS = {
     "neighbors": ("cpu", "cuda", "meta"),
+    "neighbors_sample": ("cpu", "meta"),
     "neighbors_top": ("cpu", "meta"),
     "contrast": ("cpu", "meta"),
     "pairwise": ("cpu", "meta"),

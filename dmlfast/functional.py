@@ -28,6 +28,7 @@ from dmlfast.ops.neighbors import (
     nearest_positive,
     semihard_negative,
 )
+from dmlfast.ops.neighbors_sample import sample_negative
 from dmlfast.ops.neighbors_top import nearest_neighbors
 from dmlfast.ops.pairwise import DistanceStatistics, distance_statistics, pairwise_distance
 
@@ -49,6 +50,7 @@ __all__ = [
     "pairwise_distance",
     "proxy_anchor_loss",
     "proxy_nca_loss",
+    "sample_negative",
     "semihard_negative",
     "soft_triple_loss",
     "supcon_loss",

@@ -152,6 +152,8 @@ def _all_calls(x: Tensor, references: Tensor) -> Callable[[], None]:
             F.hardest_negative(x, labels, references, others, self_index=labels, metric="dot"),
             F.semihard_negative(x, labels, beyond=torch.ones(len(x), 2), missing="hardest"),
             F.nearest_neighbors(x, references, 3, metric="cosine"),
+            F.sample_negative(x, labels, references, others, metric="dot"),
+            F.sample_negative(x, labels, distribution="uniform"),
         ]
         sum(r.distance.sum() for r in results).backward()
 

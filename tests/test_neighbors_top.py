@@ -349,7 +349,7 @@ def test_the_inputs_are_left_alone():
     assert_same_bits(tensors, before)
 
 
-@pytest.mark.parametrize("name", ["neighbors_top"])
+@pytest.mark.parametrize("name", ["neighbors_top", "neighbors_sample"])
 def test_plain_torch_serves_where_the_operator_has_no_kernel_with_one_warning(monkeypatch, name):
     monkeypatch.setattr(_backend, "_warned", set())
     device = torch.device("cuda")
