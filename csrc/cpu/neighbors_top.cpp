@@ -49,7 +49,8 @@ TopFunction top_function() {
 
 void make_room(const TopTask& task, int64_t position) {
   Neighbor* neighbors = task.neighbors + position * task.capacity;
-  std::nth_element(neighbors, neighbors + task.k - 1, neighbors + task.counts[position], is_nearer);
+  std::nth_element(neighbors, neighbors + task.k - 1, neighbors + task.counts[position],
+                   IsNearer{});
   task.counts[position] = task.k;
   task.limits[position] = neighbors[task.k - 1].value;
 }
@@ -175,7 +176,10 @@ TopResult::TopResult(const TopProblem& problem, Tensor& distance, Tensor& index)
 void TopResult::write(int64_t position, Neighbor* candidates, int64_t count) const {
   const int64_t k = problem_.k;
   const int64_t found = std::min(k, count);
-  std::partial_sort(candidates, candidates + found, candidates + count, is_nearer);
+  if (found < count) {
+    std::nth_element(candidates, candidates + found, candidates + count, IsNearer{});
+  }
+  std::sort(candidates, candidates + found, IsNearer{});
   const int64_t anchor = problem_.anchors.order[position];
   // An anchor that is not finite and finds too few reports NaN: a loss must not lose it.
   const double missing = found == k || problem_.anchors.rows.is_finite(anchor)

@@ -25,9 +25,12 @@ struct TopProblem {
   int64_t capacity() const;
 };
 
-static inline bool is_nearer(const Neighbor& a, const Neighbor& b) {
-  return a.value < b.value || (a.value == b.value && a.index < b.index);
-}
+// An object, not a function: its calls are inlined.
+struct IsNearer {
+  bool operator()(const Neighbor& a, const Neighbor& b) const {
+    return a.value < b.value || (a.value == b.value && a.index < b.index);
+  }
+};
 
 // The tensors that a problem's result is written to.
 class TopResult {

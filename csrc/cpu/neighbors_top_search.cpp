@@ -97,6 +97,28 @@ void share(int64_t items, const F& f) {
   });
 }
 
+// Sums of terms of a row and others, each over the dimensions in ascending order: independent of
+// each other, they hide the latency of an addition.
+template <class F>
+void add_up(const double* row, const double* others, int64_t dimensions, double (&sums)[kTogether],
+            const F& term) {
+  static_assert(kTogether == 4, "as many sums as are written out");
+  double first = 0.0;
+  double second = 0.0;
+  double third = 0.0;
+  double fourth = 0.0;
+  for (int64_t k = 0; k < dimensions; ++k) {
+    first += term(row[k], others[k]);
+    second += term(row[k], others[dimensions + k]);
+    third += term(row[k], others[2 * dimensions + k]);
+    fourth += term(row[k], others[3 * dimensions + k]);
+  }
+  sums[0] = first;
+  sums[1] = second;
+  sums[2] = third;
+  sums[3] = fourth;
+}
+
 class TopSearch {
  public:
   TopSearch(const TopProblem& problem, const SearchPair& rows, const TopResult& result)
@@ -211,21 +233,12 @@ class TopSearch {
       problem_.references.rows.read_row(problem_.references.order[near[c].position],
                                         others + c * dimensions);
     }
-    double sums[kTogether] = {};
-    // Each sum ascends by itself; those past the count read what an earlier candidate left.
+    // Past the count are rows that an earlier call left: their sums are not used.
+    double sums[kTogether];
     if (sums_differences(problem_.metric)) {
-      for (int64_t k = 0; k < dimensions; ++k) {
-        for (int64_t c = 0; c < kTogether; ++c) {
-          const double difference = row[k] - others[c * dimensions + k];
-          sums[c] += difference * difference;
-        }
-      }
+      add_up(row, others, dimensions, sums, [](double a, double b) { return (a - b) * (a - b); });
     } else {
-      for (int64_t k = 0; k < dimensions; ++k) {
-        for (int64_t c = 0; c < kTogether; ++c) {
-          sums[c] += row[k] * others[c * dimensions + k];
-        }
-      }
+      add_up(row, others, dimensions, sums, [](double a, double b) { return a * b; });
     }
     const bool cosine = problem_.metric == Metric::cosine;
     for (int64_t c = 0; c < count; ++c) {
