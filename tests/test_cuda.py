@@ -63,6 +63,28 @@ def test_every_dtype_gives_the_cpu_s_result(dtype, metric):
     assert error <= TOLERANCE[dtype]
 
 
+@pytest.mark.filterwarnings("ignore:dmlfast. plain torch serves:RuntimeWarning")
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", DATA)
+def test_neighbors_and_draws_are_those_of_the_cpu(metric, kind):
+    x, labels = make(kind, 301, 17, 9)
+    results = []
+    for device in ("cpu", "cuda"):
+        rows, classes = x.to(device), labels.to(device)
+        generator = torch.Generator().manual_seed(3)
+        found = [
+            F.nearest_neighbors(rows, k=20, metric=metric),
+            F.nearest_neighbors(
+                rows, k=20, query_labels=classes, candidates="negatives", metric=metric
+            ),
+            F.sample_negative(rows, classes, metric=metric, generator=generator),
+            F.sample_negative(rows, classes, distribution="uniform", generator=generator),
+        ]
+        results.append([part.cpu() for selection in found for part in selection])
+    for actual, expected in zip(*results, strict=True):
+        assert torch.equal(actual, expected)
+
+
 @pytest.mark.parametrize("rows", [0, 1, 2])
 def test_tiny_batches_are_defined(rows):
     found = F.hardest_negative(torch.ones(rows, 3, device="cuda"), torch.arange(rows).cuda())
