@@ -21,12 +21,8 @@ LOSS_KEYWORDS = {
     "smooth_loss": "torch.nn.functional.softplus over distances of dmlfast.functional's selections",
 }
 
-_RANGE = "the distances of dmlfast.functional's selections to keep the rows within the range"
-
 MINER_KEYWORDS = {
     "distance": _DISTANCE,
-    "allowed_pos_range": _RANGE,
-    "allowed_neg_range": _RANGE,
     "collect_stats": "the distances of dmlfast.functional's selections",
 }
 

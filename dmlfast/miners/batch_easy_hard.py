@@ -1,42 +1,61 @@
-"""One positive and one negative per anchor, as index tensors."""
+"""One positive and one negative per anchor, or all of a kind, as index tensors."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dmlfast import functional
-from dmlfast._keywords import MINER_KEYWORDS, refuse_keywords
-from dmlfast._normalize import unit_rows
-from dmlfast.ops._arguments import METRICS, check_flag, check_option, check_pairs
+from dmlfast.miners._base import Miner, all_pairs, chunk_distances, pair_chunks
+from dmlfast.ops._arguments import Pairs, check_number, check_option
+from dmlfast.ops._partners import call
 
-_POSITIVES = ("easy", "hard")
-_NEGATIVES = ("hard", "semihard")
-
-# What the arguments of `check_pairs` are called here.
-_NAMES = ("embeddings", "labels", "ref_emb", "ref_labels", "self_index")
+_STRATEGIES = ("hard", "semihard", "easy", "all")
 
 
-class BatchEasyHardMiner(nn.Module):
+class BatchEasyHardMiner(Miner):
     """Picks a positive and a negative for each anchor, with pytorch-metric-learning's call.
 
     A triplet loss does not need it: `TripletMarginLoss(positives=..., negatives=...)` makes the
     same choice without a list of indices. It serves code that wants the indices.
 
+    | strategy | positives | negatives |
+    |---|---|---|
+    | "easy" | the nearest | the farthest |
+    | "hard" | the farthest | the nearest |
+    | "semihard" | the farthest strictly nearer than the negative | the nearest strictly beyond \
+the positive |
+    | "all" | every one | every one |
+
+    Returns (anchor, positive, anchor, negative), int64, anchors ascending. With a strategy for
+    each kind, both pairs of lists are of the same anchors, each at most once: an anchor that lacks
+    either is left out. With "all", the two pairs of lists stand alone: one has all pairs of its
+    kind, partners ascending, the other an anchor once where it has a partner. Rows that are not
+    finite are in no pair. Ties go to the lowest index.
+
+    "easy" and "hard" positives with "hard", "semihard" or "all" negatives, without ranges, are the
+    exact selections of `dmlfast.functional`, and so are "hard" negatives with all positives. The
+    other choices compare the distances of `dmlfast.functional.pairwise_distance`.
+
     Args:
-        pos_strategy: "easy" (default), the nearest positive, or "hard", the farthest.
-        neg_strategy: "semihard" (default), the nearest negative strictly beyond the chosen
-            positive, or "hard", the nearest negative.
+        pos_strategy: "easy" (default), "hard", "semihard" or "all".
+        neg_strategy: "semihard" (default), "hard", "easy" or "all".
+        allowed_pos_range: (least, greatest) distance of a positive that may be picked, both
+            included, in units of the metric; any by default. Not applied to "all".
+        allowed_neg_range: as `allowed_pos_range`, of negatives.
         metric: "euclidean" (default), "sqeuclidean", "cosine" or "dot".
         normalize: scale the embeddings to unit L2 norm first (default), in float32 for 16-bit
             embeddings; a zero vector stays zero.
 
+    Memory: O((N + M)·d), and the result: anchors go by chunks.
+
     Raises:
         TypeError: a keyword that this miner does not take, or a wrong type.
-        ValueError: an unknown option. The strategies "easy" (negatives), "semihard" (positives)
-            and "all" of pytorch-metric-learning are not offered.
+        ValueError: an unknown option, "semihard" twice or together with "all", or a range that is
+            not two ascending numbers.
 
     Source: Xuan et al., "Improved embeddings with easy positive triplet mining", WACV 2020.
     """
@@ -45,82 +64,120 @@ class BatchEasyHardMiner(nn.Module):
         self,
         pos_strategy: str = "easy",
         neg_strategy: str = "semihard",
+        allowed_pos_range: Sequence[float] | None = None,
+        allowed_neg_range: Sequence[float] | None = None,
         *,
         metric: str = "euclidean",
         normalize: bool = True,
         **unknown: Any,
     ) -> None:
-        super().__init__()
-        refuse_keywords("BatchEasyHardMiner", unknown, MINER_KEYWORDS)
-        self.pos_strategy = check_option("pos_strategy", pos_strategy, _POSITIVES)
-        self.neg_strategy = check_option("neg_strategy", neg_strategy, _NEGATIVES)
-        self.metric = check_option("metric", metric, METRICS)
-        self.normalize = check_flag("normalize", normalize)
-
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-        *,
-        self_index: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Picks the pairs, without gradient.
-
-        Args:
-            embeddings: (N, d) float16, bfloat16, float32 or float64.
-            labels: (N,) any integer dtype.
-            ref_emb: (M, d) candidates, dtype and device of `embeddings`; the batch itself by
-                default, where no anchor is its own positive. Every one of them is a candidate,
-                also where it is the anchor's own copy, unless `self_index` says which that is.
-            ref_labels: (M,) their labels; required with them.
-            self_index: (N,) integers, the row of `ref_emb` that is the anchor itself, -1 for
-                none. Only with `ref_emb`.
-
-        Returns:
-            (anchor, positive, anchor, negative): (K,) int64 each, K <= N, anchors ascending and
-            each at most once. Anchors are rows of `embeddings`, the others of `ref_emb`. An
-            anchor that lacks a positive or a negative, or that is not finite, is left out. The
-            choice is exact and deterministic; ties go to the lowest index.
-
-        Memory: O((N + M)·d). On CUDA, K makes the host wait for the device.
-
-        Raises:
-            TypeError: something is not a tensor or has a wrong dtype.
-            ValueError: a wrong shape or device, `ref_emb` without `ref_labels`, or `self_index`
-                without `ref_emb`.
-        """
-        # Checks come first: normalising would hide what was handed in.
-        pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, self_index, names=_NAMES)
-        with torch.no_grad():
-            x = self._unit(pairs.x)
-            references = None if ref_emb is None else self._unit(pairs.references)
-            arguments = (x, pairs.labels, references, ref_labels)
-            positive_of = (
-                functional.nearest_positive
-                if self.pos_strategy == "easy"
-                else functional.farthest_positive
+        super().__init__(unknown, metric, normalize)
+        self.pos_strategy = check_option("pos_strategy", pos_strategy, _STRATEGIES)
+        self.neg_strategy = check_option("neg_strategy", neg_strategy, _STRATEGIES)
+        strategies = {pos_strategy, neg_strategy}
+        if "semihard" in strategies and strategies <= {"semihard", "all"}:
+            raise ValueError(
+                "pos_strategy, neg_strategy: expected 'easy' or 'hard' with 'semihard', which is "
+                f"relative to one partner, got {pos_strategy!r} and {neg_strategy!r}"
             )
-            positive = positive_of(*arguments, self_index=self_index, metric=self.metric)
-            if self.neg_strategy == "hard":
-                negative = functional.hardest_negative(
-                    *arguments, self_index=self_index, metric=self.metric
-                )
-            else:
-                negative = functional.semihard_negative(
-                    *arguments, beyond=positive.distance, self_index=self_index, metric=self.metric
-                )
-            complete = (positive.index >= 0) & (negative.index >= 0) & x.isfinite().all(1)
-            anchor = complete.nonzero()[:, 0]
-            return anchor, positive.index[anchor], anchor, negative.index[anchor]
+        self.allowed_pos_range = _check_range("allowed_pos_range", allowed_pos_range)
+        self.allowed_neg_range = _check_range("allowed_neg_range", allowed_neg_range)
 
-    def _unit(self, x: Tensor) -> Tensor:
-        return unit_rows(x) if self.normalize else x
-
-    def extra_repr(self) -> str:
-        """The parameters, for printing."""
+    def _mine(self, pairs: Pairs) -> tuple[Tensor, ...]:
+        positive, negative = self._selected(pairs) if self._exact() else self._compared(pairs)
+        if "all" not in (self.pos_strategy, self.neg_strategy):
+            complete = ((positive >= 0) & (negative >= 0)).nonzero()[:, 0]
+            return complete, positive[complete], complete, negative[complete]
         return (
-            f"pos_strategy={self.pos_strategy!r}, neg_strategy={self.neg_strategy!r}, "
-            f"metric={self.metric!r}, normalize={self.normalize}"
+            *self._side(pairs, "positive", self.pos_strategy, positive),
+            *self._side(pairs, "negative", self.neg_strategy, negative),
         )
+
+    @staticmethod
+    def _side(pairs: Pairs, kind: str, strategy: str, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Anchors and partners of one kind, where the other does not matter."""
+        if strategy == "all":
+            return all_pairs(pairs, kind)
+        anchor = (index >= 0).nonzero()[:, 0]
+        return anchor, index[anchor]
+
+    def _exact(self) -> bool:
+        """Whether the selections make this choice."""
+        ranges = self.allowed_pos_range or self.allowed_neg_range
+        return not ranges and self.pos_strategy != "semihard" and self.neg_strategy != "easy"
+
+    def _selected(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """(N,) positives and negatives of exact selections, -1 for none or all."""
+        none = torch.full_like(pairs.labels, -1)
+        lost = ~pairs.x.isfinite().all(1)
+        positive = negative = none
+        if self.pos_strategy != "all":
+            easy = self.pos_strategy == "easy"
+            select = functional.nearest_positive if easy else functional.farthest_positive
+            distance, positive = call(select, pairs, metric=self.metric)
+        if self.neg_strategy == "hard":
+            negative = call(functional.hardest_negative, pairs, metric=self.metric).index
+        elif self.neg_strategy == "semihard":
+            semihard = functional.semihard_negative
+            negative = call(semihard, pairs, beyond=distance, metric=self.metric).index
+        return torch.where(lost, -1, positive), torch.where(lost, -1, negative)
+
+    def _compared(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """(N,) positives and negatives from all distances, -1 for none or all."""
+        positive, negative = (torch.full_like(pairs.labels, -1) for _ in range(2))
+        for chunk in pair_chunks(pairs):
+            distance = chunk_distances(pairs, chunk, self.metric)
+            positives = _within(distance, chunk.positive, self.allowed_pos_range)
+            negatives = _within(distance, chunk.negative, self.allowed_neg_range)
+            near, far = self.pos_strategy == "easy", self.neg_strategy == "easy"
+            # The one that "semihard" is relative to comes first.
+            if self.pos_strategy == "semihard":
+                limit, negative[chunk.part] = _pick(distance, negatives, farthest=far)
+                positives = positives & (distance < limit[:, None])
+                _, positive[chunk.part] = _pick(distance, positives, farthest=True)
+                continue
+            limit, positive[chunk.part] = _pick(distance, positives, farthest=not near)
+            if self.neg_strategy == "semihard":
+                negatives = negatives & (distance > limit[:, None])
+            _, negative[chunk.part] = _pick(distance, negatives, farthest=far)
+        return positive, negative
+
+    def _parameters_to_print(self) -> list[tuple[str, object]]:
+        ranges = (
+            ("allowed_pos_range", self.allowed_pos_range),
+            ("allowed_neg_range", self.allowed_neg_range),
+        )
+        return [
+            ("pos_strategy", self.pos_strategy),
+            ("neg_strategy", self.neg_strategy),
+            *(given for given in ranges if given[1] is not None),
+            *super()._parameters_to_print(),
+        ]
+
+
+def _check_range(name: str, value: object) -> tuple[float, float] | None:
+    """Two ascending numbers, or None."""
+    if value is None:
+        return None
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{name}: expected (least, greatest) or None, got {value!r}")
+    least, greatest = (check_number(name, number) for number in value)
+    if least > greatest:
+        raise ValueError(f"{name}: expected ascending numbers, got {value!r}")
+    return least, greatest
+
+
+def _within(distance: Tensor, candidates: Tensor, allowed: tuple[float, float] | None) -> Tensor:
+    """The candidates at an allowed distance."""
+    if allowed is None:
+        return candidates
+    return candidates & (distance >= allowed[0]) & (distance <= allowed[1])
+
+
+def _pick(distance: Tensor, candidates: Tensor, *, farthest: bool) -> tuple[Tensor, Tensor]:
+    """(C,) distances and indices of the best candidates, the first of ties; -1 for none."""
+    fill = -torch.inf if farthest else torch.inf
+    masked = torch.where(candidates, distance, fill)
+    best, index = masked.max(1) if farthest else masked.min(1)
+    found = candidates.gather(1, index[:, None])[:, 0]
+    return best, torch.where(found, index, -1)
