@@ -256,8 +256,7 @@ def test_no_positives_or_no_negatives_give_loss_0_and_gradient_0(loss, positives
             result = function(x, labels, positives=positives, reduction=reduction, **options)
         (gradient,) = torch.autograd.grad(result, x)
         assert result.item() == 0.0
-        # 0 but for the kernel's softplus, whose slope ends at e^-88: 40 times 6e-39 / 0.7.
-        assert gradient.abs().sum() < 1e-36
+        assert torch.equal(gradient, torch.zeros_like(x))
 
 
 @pytest.mark.parametrize("loss", ["multi-similarity", "contrastive"])

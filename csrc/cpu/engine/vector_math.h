@@ -40,12 +40,11 @@ inline Part square_root(Part values) {
 #endif
 }
 
-// e^x within 2 units in the last place where the result is a normal number; the arguments are
-// brought into that range.
+// e^x within 2 units in the last place where the result is a normal number, else 0 below and e^88
+// above.
 inline Part exponential(Part x) {
-  const Part least = all_lanes(-87.0f);
+  const MaskPart is_normal = x >= -87.0f;
   const Part most = all_lanes(88.0f);
-  x = x < least ? least : x;
   x = x > most ? most : x;
   // Adding 1.5 * 2^23 rounds to an integer, which the low bits then hold.
   const float magic = 0x1.8p23f;
@@ -61,7 +60,7 @@ inline Part exponential(Part x) {
   p = p * r + 1.0f;
   p = p * r + 1.0f;
   const MaskPart exponent = (reinterpret_cast<MaskPart>(rounded) << 23) + 0x3f800000;
-  return p * reinterpret_cast<Part>(exponent);
+  return where(is_normal, p * reinterpret_cast<Part>(exponent));
 }
 
 // log(1 + e^x), element by element: it meets same-class pairs alone.
@@ -74,7 +73,11 @@ inline Part softplus(Part x) {
   return x;
 }
 
-inline Part sigmoid(Part x) { return 1.0f / (1.0f + exponential(-x)); }
+// Exactly 0 where e^x is.
+inline Part sigmoid(Part x) {
+  const Part power = exponential(x);
+  return power / (1.0f + power);
+}
 
 inline double sum_of(Part values) {
   double sum = 0.0;
