@@ -187,9 +187,9 @@ def test_the_gradient_is_that_of_every_distance(metric, form, backend):
         matrix = oracle.distance_matrix(doubles[0], doubles[-1], metric)
         expected = torch.autograd.grad(matrix, doubles, upstream.double())
         for a, e in zip(actual, expected, strict=True):
-            # Sums of some 40 float32 terms that may cancel to a third, of distances whose square
-            # may be off by 2e-3 / 1e-3 roundings.
-            assert relative_error(a, e) < 6e-6
+            # A gradient of a root has the relative error of the distance that it is divided by:
+            # in the clusters, whose D^2 is 1/100 of the norms, up to 1e-5.
+            assert relative_error(a, e) < 1e-5
 
 
 @each_form
@@ -302,6 +302,7 @@ def test_statistics_are_those_of_the_matrix(metric, backend, dtype):
 def test_self_index_leaves_pairs_out(metric, backend):
     problem = Problem("random", "references")
     own = torch.where(torch.arange(37) % 3 == 0, -1, torch.arange(37) + 5)
+    own[1] = 99  # no reference: none is left out
     kept = torch.arange(45)[None] != own[:, None]
     with use_backend(backend):
         statistics = F.distance_statistics(

@@ -163,7 +163,9 @@ def _number_of_pairs(x: Tensor, references: Tensor | None, self_index: Tensor | 
     rows = x.shape[0]
     columns = rows - 1 if references is None else references.shape[0]
     count = torch.full((), rows * columns, dtype=torch.int64, device=x.device)
-    return count if self_index is None else count - (self_index >= 0).sum()
+    if self_index is None:
+        return count
+    return count - ((self_index >= 0) & (self_index < columns)).sum()
 
 
 def _centre(x: Tensor, references: Tensor | None, metric: str) -> Tensor:
