@@ -72,10 +72,16 @@ class MultiSimilarityMiner(Miner):
     def _ordered(self, chunk: PairMasks, distance: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
         """Anchors and partners of the pairs kept, by anchor and then distance."""
         anchor, partner = indices(chunk.part, kept)
+        count = kept.sum(1, keepdim=True)
+        # Sorted by rows no longer than the longest: few pairs are kept of many.
+        filled = torch.arange(int(count.max()), device=kept.device) < count
         descending = self.metric in _SIMILARITIES
-        by_distance = distance[kept].argsort(stable=True, descending=descending)
-        order = by_distance[anchor[by_distance].argsort(stable=True)]
-        return anchor[order], partner[order]
+        rows = distance.new_full(filled.shape, -torch.inf if descending else torch.inf)
+        rows[filled] = distance[kept]
+        partners = torch.zeros_like(filled, dtype=torch.int64)
+        partners[filled] = partner
+        order = rows.argsort(dim=1, stable=True, descending=descending)
+        return anchor, partners.gather(1, order)[filled]
 
     def _parameters_to_print(self) -> list[tuple[str, object]]:
         return [("epsilon", self.epsilon), *super()._parameters_to_print()]
