@@ -3,12 +3,12 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
 #include <memory>
 #include <numeric>
 
+#include "engine/block_schedule.h"
 #include "engine/isa.h"
 #include "engine/search_pair.h"
 #include "engine/self_positions.h"
@@ -42,26 +42,6 @@ SearchFunction search_function() {
       return baseline::search;
   }
 }
-
-// What every thread keeps for itself.
-struct OwnWindows {
-  explicit OwnWindows(const std::vector<float>& first_limits)
-      : limits(first_limits),
-        lost(first_limits.size(), kFloatInfinity),
-        counts(first_limits.size(), 0),
-        keys(new float[first_limits.size() * kWindow]),
-        positions(new int32_t[first_limits.size() * kWindow]) {}
-
-  SearchWindows view() {
-    return {limits.data(), lost.data(), counts.data(), keys.get(), positions.get()};
-  }
-
-  std::vector<float> limits;
-  std::vector<float> lost;
-  std::vector<int32_t> counts;
-  std::unique_ptr<float[]> keys;
-  std::unique_ptr<int32_t[]> positions;
-};
 
 // One threshold of a problem.
 class Search {
@@ -124,76 +104,52 @@ class Search {
 
   void walk() {
     const double factor = sums_differences(problem_.metric) ? -2.0 : -1.0;
-    const SearchTask task{x_.view(),
-                          y_.view(),
-                          rows_.is_symmetric(),
-                          problem_.same_class,
-                          static_cast<float>(sign_ * factor),
-                          self_.data(),
-                          least_.data(),
-                          surely_.data(),
-                          twice_error_.data()};
+    const KeyTask keys{x_.view(),
+                       y_.view(),
+                       rows_.is_symmetric(),
+                       problem_.same_class ? LabelRule::same_class : LabelRule::other_class,
+                       static_cast<float>(sign_ * factor),
+                       self_.data()};
+    lost_.assign(limits_.size(), kFloatInfinity);
+    counts_.assign(limits_.size(), 0);
+    keys_.reset(new float[limits_.size() * kWindow]);
+    positions_.reset(new int32_t[limits_.size() * kWindow]);
+    const SearchTask task{
+        keys,         least_.data(),  surely_.data(), twice_error_.data(), limits_.data(),
+        lost_.data(), counts_.data(), keys_.get(),    positions_.get()};
     const SearchFunction search = search_function();
-    const int64_t groups = (task.x.panel_count + kSearchGroup - 1) / kSearchGroup;
-    const int64_t workers =
-        std::min<int64_t>(std::max<int64_t>(1, torch::stable::get_num_threads()), groups);
-    windows_.resize(workers);
-    // Groups are taken one by one: in a symmetric product the first have the most tiles. Whoever
-    // takes a group, the candidates that matter are found, and the decision is exact.
-    std::atomic<int64_t> next{0};
-    torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t worker = begin; worker < end; ++worker) {
-        windows_[worker] = std::make_unique<OwnWindows>(limits_);
-        const SearchWindows windows = windows_[worker]->view();
-        for (int64_t group = next++; group < groups; group = next++) {
-          search(task, windows, group);
-        }
-      }
-    });
+    meet_all(keys, [&](Span x, Span y) { search(task, x, y); });
   }
 
   void decide(int64_t begin, int64_t end, std::vector<uint8_t>& undecided) const {
     std::vector<double> row(problem_.anchors.rows.columns());
     std::vector<double> other(row.size());
     for (int64_t i = begin; i < end; ++i) {
-      float limit = kFloatInfinity;
-      float lost = kFloatInfinity;
-      for (const auto& windows : windows_) {
-        limit = std::min(limit, windows->limits[i]);
-        lost = std::min(lost, windows->lost[i]);
-      }
-      if (lost <= limit && lost < kFloatInfinity) {
+      if (lost_[i] <= limits_[i] && lost_[i] < kFloatInfinity) {
         undecided[i] = 1;
-      } else {
-        decide_anchor(i, limit, row, other);
+      } else if (counts_[i] > 0) {
+        decide_anchor(i, row, other);
       }
     }
   }
 
-  void decide_anchor(int64_t i, float limit, std::vector<double>& row,
-                     std::vector<double>& other) const {
+  void decide_anchor(int64_t i, std::vector<double>& row, std::vector<double>& other) const {
     double& best_value = state_.best_value[slot(i)];
     int64_t& best_index = state_.best_index[slot(i)];
-    bool is_read = false;
-    for (const auto& windows : windows_) {
-      for (int32_t c = 0; c < windows->counts[i]; ++c) {
-        if (windows->keys[i * kWindow + c] > limit) {
-          continue;
-        }
-        const int64_t position = windows->positions[i * kWindow + c];
-        const int64_t index = problem_.references.order[position];
-        if (!is_read) {
-          problem_.anchors.rows.read_row(problem_.anchors.order[i], row.data());
-          is_read = true;
-        }
-        problem_.references.rows.read_row(index, other.data());
-        const double value = exact_value(i, position, row, other);
-        const double key = sign_ * value;
-        if (value >= state_.lower[slot(i)] &&
-            (key < best_value || (key == best_value && index < best_index))) {
-          best_value = key;
-          best_index = index;
-        }
+    problem_.anchors.rows.read_row(problem_.anchors.order[i], row.data());
+    for (int32_t c = 0; c < counts_[i]; ++c) {
+      if (keys_[i * kWindow + c] > limits_[i]) {
+        continue;
+      }
+      const int64_t position = positions_[i * kWindow + c];
+      const int64_t index = problem_.references.order[position];
+      problem_.references.rows.read_row(index, other.data());
+      const double value = exact_value(i, position, row, other);
+      const double key = sign_ * value;
+      if (value >= state_.lower[slot(i)] &&
+          (key < best_value || (key == best_value && index < best_index))) {
+        best_value = key;
+        best_index = index;
       }
     }
   }
@@ -228,7 +184,10 @@ class Search {
   std::vector<float> twice_error_;
   std::vector<float> limits_;
   std::vector<int64_t> self_;
-  std::vector<std::unique_ptr<OwnWindows>> windows_;
+  std::vector<float> lost_;
+  std::vector<int32_t> counts_;
+  std::unique_ptr<float[]> keys_;
+  std::unique_ptr<int32_t[]> positions_;
 };
 
 // Pairs of anchors and references of one class.

@@ -3,7 +3,8 @@
 
 #include <cstdint>
 
-#include "engine/search_rows.h"
+#include "engine/key_task.h"
+#include "engine/span.h"
 
 namespace dmlfast::cpu {
 
@@ -11,41 +12,31 @@ namespace dmlfast::cpu {
 // engine.
 constexpr int64_t kWindow = 8;
 
+// Arrays are indexed by the anchor's position in label order, up to the end of its last panel.
 struct SearchTask {
-  SearchRows x;
-  SearchRows y;
-  bool symmetric;  // y is x: a tile serves its rows and its columns
-  bool same_class;
-  float factor;
-  const int64_t* self;       // [position in x] position in y that is never a candidate, or -1
-  const float* least;        // [position] keys below it are surely not admissible
-  const float* surely;       // [position] keys from here on surely are
-  const float* twice_error;  // [position] two error bounds of a key
+  KeyTask keys;
+  const float* least;        // keys below it are surely not admissible
+  const float* surely;       // keys from here on surely are
+  const float* twice_error;  // two error bounds of a key
+  // What is found: keys up to `limits` may be the best; those of candidates that found no place
+  // are remembered by the least of them.
+  float* limits;
+  float* lost;
+  int32_t* counts;
+  float* window_keys;         // [position][kWindow]
+  int32_t* window_positions;  // [position][kWindow] in y
 };
 
-// What one thread found for every anchor. Keys up to `limit` may be the best; those of candidates
-// that found no place are remembered by the least of them.
-struct SearchWindows {
-  float* limits;       // [position]
-  float* lost;         // [position]
-  int32_t* counts;     // [position]
-  float* keys;         // [position][kWindow]
-  int32_t* positions;  // [position][kWindow] in y
-};
-
-// Anchors are walked in groups of this many panels.
-constexpr int64_t kSearchGroup = 4;
-
-using SearchFunction = void (*)(const SearchTask&, const SearchWindows&, int64_t group);
+using SearchFunction = void (*)(const SearchTask& task, Span x, Span y);
 
 namespace baseline {
-void search(const SearchTask& task, const SearchWindows& windows, int64_t group);
+void search(const SearchTask& task, Span x, Span y);
 }
 namespace avx2 {
-void search(const SearchTask& task, const SearchWindows& windows, int64_t group);
+void search(const SearchTask& task, Span x, Span y);
 }
 namespace avx512 {
-void search(const SearchTask& task, const SearchWindows& windows, int64_t group);
+void search(const SearchTask& task, Span x, Span y);
 }
 
 }  // namespace dmlfast::cpu

@@ -1,13 +1,12 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
 #include <memory>
 #include <numeric>
-#include <utility>
 
+#include "engine/block_schedule.h"
 #include "engine/isa.h"
 #include "engine/search_pair.h"
 #include "engine/self_positions.h"
@@ -25,11 +24,6 @@ constexpr int64_t kTogether = 4;
 
 // An anchor whose full array keeps all but fewer candidates than this is left to the exact engine.
 constexpr int64_t kLeastRoom = 16;
-
-// Blocks of anchors per thread in a symmetric search: the pairs of a round share evenly.
-constexpr int64_t kBlocksPerThread = 4;
-
-using Blocks = std::pair<int64_t, int64_t>;
 
 TopSearchFunction top_search_function() {
   switch (active_isa()) {
@@ -66,35 +60,6 @@ void make_room(const TopSearchTask& task, int64_t position) {
     task.limits[position] = -kFloatInfinity;
     task.counts[position] = task.capacity;
   }
-}
-
-// The pairs of an even number of different blocks, in rounds in which each block occurs once.
-std::vector<std::vector<Blocks>> rounds_of(int64_t blocks) {
-  std::vector<std::vector<Blocks>> rounds;
-  const int64_t others = blocks - 1;
-  for (int64_t round = 0; round < others; ++round) {
-    std::vector<Blocks> pairs{{round, others}};
-    for (int64_t i = 1; i < blocks / 2; ++i) {
-      pairs.push_back(std::minmax({(round + i) % others, (round - i + others) % others}));
-    }
-    rounds.push_back(std::move(pairs));
-  }
-  return rounds;
-}
-
-// Calls f(item) for every item, by as many threads as there are; whoever is free takes the next.
-template <class F>
-void share(int64_t items, const F& f) {
-  const int64_t workers =
-      std::min<int64_t>(std::max<int64_t>(1, torch::stable::get_num_threads()), items);
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker) {
-      for (int64_t item = next++; item < items; item = next++) {
-        f(item);
-      }
-    }
-  });
 }
 
 // Sums of terms of a row and others, each over the dimensions in ascending order: independent of
@@ -158,12 +123,8 @@ class TopSearch {
         twice_error_[i] = rounded_up(2.0 * rows_.error(i));
       }
     }
-    task_ = {x,
-             rows_.y().view(),
-             rows_.is_symmetric(),
-             problem_.rule,
-             sums_differences(problem_.metric) ? -2.0f : -1.0f,
-             self_.data(),
+    task_ = {{x, rows_.y().view(), rows_.is_symmetric(), problem_.rule,
+              sums_differences(problem_.metric) ? -2.0f : -1.0f, self_.data()},
              twice_error_.data(),
              problem_.k,
              capacity,
@@ -173,35 +134,9 @@ class TopSearch {
              make_room};
   }
 
-  // An anchor's candidates are written by one thread at a time: the anchors of a group by the one
-  // that has the group, in a symmetric search those of two blocks by the one that has the pair.
   void walk() const {
     const TopSearchFunction search = top_search_function();
-    const int64_t groups = (task_.x.panel_count + kTopSearchGroup - 1) / kTopSearchGroup;
-    if (!task_.symmetric) {
-      share(groups, [&](int64_t group) { search(task_, group, 0, task_.y.panel_count); });
-      return;
-    }
-    const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
-    const int64_t most = threads == 1 ? 1 : std::min(kBlocksPerThread * threads, groups);
-    const int64_t blocks = most == 1 ? 1 : most / 2 * 2;
-    const auto first_group = [&](int64_t block) { return block * groups / blocks; };
-    const auto end_panel = [&](int64_t block) {
-      return std::min(first_group(block + 1) * kTopSearchGroup, task_.x.panel_count);
-    };
-    share(blocks, [&](int64_t block) {
-      for (int64_t group = first_group(block); group < first_group(block + 1); ++group) {
-        search(task_, group, group * kTopSearchGroup, end_panel(block));
-      }
-    });
-    for (const std::vector<Blocks>& pairs : rounds_of(blocks)) {
-      share(static_cast<int64_t>(pairs.size()), [&](int64_t pair) {
-        const auto [low, high] = pairs[pair];
-        for (int64_t group = first_group(low); group < first_group(low + 1); ++group) {
-          search(task_, group, first_group(high) * kTopSearchGroup, end_panel(high));
-        }
-      });
-    }
+    meet_all(task_.keys, [&](Span x, Span y) { search(task_, x, y); });
   }
 
   void decide(int64_t begin, int64_t end, std::vector<uint8_t>& undecided) const {
@@ -264,7 +199,8 @@ class TopSearch {
 }  // namespace
 
 std::vector<int64_t> search_top(const TopProblem& problem, const TopResult& result) {
-  SearchPair rows(problem.anchors, problem.references, problem.metric);
+  SearchPair rows(problem.anchors, problem.references, problem.metric,
+                  problem.rule == LabelRule::same_class);
   if (rows.has_infinite()) {
     std::vector<int64_t> positions(problem.anchors.rows.rows());
     std::iota(positions.begin(), positions.end(), 0);

@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "engine/search_rows.h"
-#include "label_rule.h"
+#include "engine/key_task.h"
+#include "engine/span.h"
 
 namespace dmlfast::cpu {
 
@@ -15,12 +15,7 @@ struct NearKey {
 
 // Arrays are indexed by the anchor's position in label order, up to the end of its last panel.
 struct TopSearchTask {
-  SearchRows x;
-  SearchRows y;
-  bool symmetric;  // y is x: a tile serves its rows and its columns
-  LabelRule rule;
-  float factor;
-  const int64_t* self;       // [position in x] position in y that is never a candidate, or -1
+  KeyTask keys;
   const float* twice_error;  // [position] two error bounds of a key
   int64_t k;
   int64_t capacity;  // more than k, or the number of references
@@ -32,22 +27,16 @@ struct TopSearchTask {
   void (*make_room)(const TopSearchTask&, int64_t position);
 };
 
-// Anchors are walked in groups of this many panels.
-constexpr int64_t kTopSearchGroup = 4;
-
-// A group of anchors meets a range of panels of y. In a symmetric search the range begins no
-// earlier than the group, and all panels of it are served by the group's rows.
-using TopSearchFunction = void (*)(const TopSearchTask&, int64_t group, int64_t panel_begin,
-                                   int64_t panel_end);
+using TopSearchFunction = void (*)(const TopSearchTask& task, Span x, Span y);
 
 namespace baseline {
-void search_top(const TopSearchTask& task, int64_t group, int64_t panel_begin, int64_t panel_end);
+void search_top(const TopSearchTask& task, Span x, Span y);
 }
 namespace avx2 {
-void search_top(const TopSearchTask& task, int64_t group, int64_t panel_begin, int64_t panel_end);
+void search_top(const TopSearchTask& task, Span x, Span y);
 }
 namespace avx512 {
-void search_top(const TopSearchTask& task, int64_t group, int64_t panel_begin, int64_t panel_end);
+void search_top(const TopSearchTask& task, Span x, Span y);
 }
 
 }  // namespace dmlfast::cpu
