@@ -12,6 +12,7 @@ import torch
 import dmlfast
 import dmlfast.functional as F
 from dmlfast import _backend, _library, build_information, use_backend
+from dmlfast.ops import _operators
 from dmlfast.reference import neighbors as reference
 
 X, LABELS = torch.eye(4), torch.tensor([0, 0, 1, 1])
@@ -278,3 +279,13 @@ def test_a_library_that_does_not_load_is_explained(run_in, source_folder, tmp_pa
     assert message.startswith("RuntimeError: dmlfast: the compiled library in ")
     assert "does not load under Python" in message
     assert "reinstall dmlfast" in message
+
+
+def test_a_library_of_other_sources_is_explained():
+    def reference(x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    with pytest.raises(ImportError, match=r"no operator 'absent'.*build it again"):
+        _operators.register(
+            "absent", reference=reference, fake=reference, save_for_backward=print, backward=print
+        )

@@ -174,7 +174,7 @@ def test_the_results_say_how_they_came_about(results):
     assert results["settings"] == {
         "rounds": 4,
         "budget_gib": 0.03,
-        "patience": 30.0,
+        "patience": 10.0,
         "deadline": 60.0,
     }
     assert results["machine"] == describe_machine()

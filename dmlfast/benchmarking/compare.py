@@ -47,8 +47,8 @@ class Settings:
 
     rounds: int = 15
     budget_gib: float = _MOST_GIB
-    patience: float = 30.0
-    deadline: float = 180.0
+    patience: float = 10.0
+    deadline: float = 60.0
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

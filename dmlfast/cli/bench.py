@@ -16,6 +16,7 @@ __all__ = ["bench"]
 
 _RESULTS, _PICTURE = "results.json", "time_memory.png"
 _POSITIVE = click.IntRange(min=1)
+_SECONDS = click.FloatRange(min=0, min_open=True)
 
 
 @click.command()
@@ -36,6 +37,18 @@ _POSITIVE = click.IntRange(min=1)
     "--rounds",
     type=_POSITIVE,
     help=f"Steps of each contestant. [default: {Settings.rounds}; 3 with --quick]",
+)
+@click.option(
+    "--patience",
+    type=_SECONDS,
+    help="Seconds after which a contestant plays no further rounds. "
+    f"[default: {Settings.patience:g}; 5 with --quick]",
+)
+@click.option(
+    "--deadline",
+    type=_SECONDS,
+    help="Seconds for a contestant's first two steps before it is too slow. "
+    f"[default: {Settings.deadline:g}]",
 )
 @click.option(
     "--budget",
@@ -60,6 +73,8 @@ def bench(
     names: tuple[str, ...],
     rows: tuple[int, ...],
     rounds: int | None,
+    patience: float | None,
+    deadline: float | None,
     budget: float | None,
     out: Path | None,
     overwrite: bool,
@@ -71,7 +86,7 @@ def bench(
     The contestants of a workload take turns in one process. One that needs more memory than the
     budget, or too much time, is reported as such. Peers that are not installed are left out. Writes
     results.json and, where there are several sizes, time_memory.png. Leave the machine alone
-    meanwhile; without options this takes hours.
+    meanwhile; without options this takes an hour or more.
     """
     workloads = [_sized(WORKLOADS[name], rows, quick) for name in dict.fromkeys(names or WORKLOADS)]
     folder = out or _first_free(Path("runs"))
@@ -82,7 +97,13 @@ def bench(
         if table is not None:
             around_table(table)
         folder.mkdir(parents=True, exist_ok=True)
-        results = _compare(workloads, _settings(rounds, budget, quick), folder, command)
+        settings = Settings(
+            rounds or (3 if quick else Settings.rounds),
+            Settings.default_budget() if budget is None else budget,
+            patience or (5.0 if quick else Settings.patience),
+            deadline or Settings.deadline,
+        )
+        results = _compare(workloads, settings, folder, command)
         if table is not None:
             update_table(table, results, folder)
     except (ValueError, OSError) as error:
@@ -94,13 +115,6 @@ def bench(
 def _sized(workload: Workload, rows: tuple[int, ...], quick: bool) -> Workload:
     sized = workload.shortened() if quick else workload
     return sized.with_rows(rows) if rows else sized
-
-
-def _settings(rounds: int | None, budget: float | None, quick: bool) -> Settings:
-    budget = Settings.default_budget() if budget is None else budget
-    if quick:
-        return Settings(rounds or 3, budget, patience=5.0, deadline=60.0)
-    return Settings(rounds or Settings.rounds, budget)
 
 
 def _compare(workloads: list[Workload], settings: Settings, folder: Path, command: str) -> Results:

@@ -58,11 +58,19 @@ def register(
         reference_backward: the gradient in plain torch, annotated; None where `backward` uses the
             backward operator of another.
         fake_backward: shapes and dtypes of the gradient, where `reference_backward` is given.
+
+    Raises:
+        ImportError: the compiled library lacks the operator.
     """
     torch.library.custom_op(f"{_REFERENCE}::{name}", reference, mutates_args=())
     if reference_backward is not None:
         backward_name = f"{_REFERENCE}::{name}_backward"
         torch.library.custom_op(backward_name, reference_backward, mutates_args=())
+    if _library.cpu_status.loaded and not hasattr(getattr(torch.ops, _KERNELS), name):
+        raise ImportError(
+            f"dmlfast: the compiled library has no operator {name!r}: it was built from other "
+            "sources than these; build it again with `pip install .`"
+        )
     for namespace in [_REFERENCE] + [_KERNELS] * _library.cpu_status.loaded:
         _register_in(namespace, name, fake, save_for_backward, backward)
         if fake_backward is not None:
