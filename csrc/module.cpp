@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/engine/isa.h"
+#include "cpu/peak.h"
 
 namespace {
 
@@ -29,5 +30,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("built_cpu_isas", [] { return names(dmlfast::cpu::built_isas(), false); });
   m.def("usable_cpu_isas", [] { return names(dmlfast::cpu::built_isas(), true); });
   m.def("cpu_isa", [] { return std::string(dmlfast::cpu::isa_name(dmlfast::cpu::active_isa())); });
+  m.def("cpu_multiply_add", &dmlfast::cpu::multiply_add, pybind11::arg("steps"),
+        pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("select_cpu_isa", &dmlfast::cpu::select_isa, pybind11::arg("name"));
 }

@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-import torch
-
+from dmlfast import _library
 from dmlfast.benchmarking.machine import describe_machine, peer_versions
 from dmlfast.benchmarking.memory import available_gib
 from dmlfast.benchmarking.results import (
@@ -233,18 +232,17 @@ def interleave(
     return seconds
 
 
-def peak_rate(sizes: Sequence[int] = (1024, 2048), rounds: int = 5) -> float:
-    """Floating-point operations per second of the best float32 product of square matrices.
+def peak_rate(steps: int = 1_000_000, rounds: int = 20) -> float:
+    """Operations per second of the processor's float32 multiply-add units, two for each.
 
-    As near to the rate of the machine's multiply-add units as its library of matrix products
-    gets with all threads of torch; two operations per multiply-add.
+    The best of some rounds of multiply-adds in registers, with all threads of torch and the
+    instruction set that dmlfast's kernels use. 0 without the compiled library.
     """
+    if _library.module is None:
+        return 0.0
     best = 0.0
-    for size in sizes:
-        x = torch.ones(size, size)
-        warm = torch.empty(size, size)
-        for _ in range(rounds + 1):
-            start = time.perf_counter()
-            torch.mm(x, x, out=warm)
-            best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    for _ in range(rounds):
+        start = time.perf_counter()
+        operations = _library.module.cpu_multiply_add(steps)
+        best = max(best, operations / (time.perf_counter() - start))
     return best

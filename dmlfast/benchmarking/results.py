@@ -78,7 +78,7 @@ class Results(TypedDict):
     Attributes:
         finished: False while the comparison goes on, and when it was interrupted.
         settings: rounds, memory budget in GiB, seconds of patience and deadline.
-        peak_operations_per_second: best rate of a float32 matrix product on this machine.
+        peak_operations_per_second: rate of the machine's float32 multiply-add units; 0 if unknown.
     """
 
     format: int
@@ -140,7 +140,7 @@ def relate(
         result["to_kernel"] = median / own if own else None
         if operations is not None:
             result["operations_per_second"] = operations / median
-            result["fraction_of_peak"] = operations / median / peak
+            result["fraction_of_peak"] = operations / median / peak if peak else None
 
 
 def write_results(results: Results, path: Path) -> None:

@@ -62,8 +62,8 @@ def markdown(results: Results, folder: str) -> str:
         "- versions: " + ", ".join(f"{name} {number}" for name, number in _versions(results)),
         f"- rounds: {settings['rounds']:g}; memory budget: {settings['budget_gib']:g} GiB; "
         f"too slow: over {settings['deadline']:g} s",
-        f"- peak: {results['peak_operations_per_second'] / 1e9:.0f} GFLOP/s, the best square "
-        "product",
+        f"- peak: {results['peak_operations_per_second'] / 1e9:.0f} GFLOP/s of float32 "
+        "multiply-adds",
         "",
     ]
     if any(len(workload["cases"]) > 1 for workload in results["workloads"]):
