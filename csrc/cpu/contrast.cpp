@@ -13,10 +13,12 @@
 
 #include "contrast_isa.h"
 #include "contrast_triplet.h"
+#include "contrast_triplet_walk.h"
 #include "engine/isa.h"
 #include "engine/matrix.h"
 #include "engine/pack.h"
 #include "engine/pair_gradient.h"
+#include "engine/upstream.h"
 #include "operator_checks.h"
 
 namespace dmlfast::cpu {
@@ -107,6 +109,14 @@ void write_losses(const TripletProblem& problem, Tensor& loss, Tensor& active) {
   });
 }
 
+LabelledRows labelled_rows(const Tensor& rows, const Tensor& labels, const Tensor& order) {
+  return {Matrix(rows), labels.const_data_ptr<int64_t>(), order.const_data_ptr<int64_t>()};
+}
+
+const int64_t* own_index(const std::optional<Tensor>& self_index) {
+  return self_index ? self_index->const_data_ptr<int64_t>() : nullptr;
+}
+
 std::tuple<Tensor, Tensor> contrast_triplet(Tensor x, Tensor labels, Tensor order,
                                             Tensor references, Tensor reference_labels,
                                             Tensor reference_order,
@@ -118,9 +128,16 @@ std::tuple<Tensor, Tensor> contrast_triplet(Tensor x, Tensor labels, Tensor orde
   const bool returns_double = dtype == ScalarType::Double;
   Tensor loss = torch::stable::new_empty(x, {x.size(0)}, dtype);
   Tensor active = torch::stable::new_empty(x, {x.size(0)}, ScalarType::Long);
+  const TripletOptions options =
+      triplet_options(metric, positives, negatives, margin, returns_double);
+  const LabelledRows anchors = labelled_rows(x, labels, order);
+  const LabelledRows others = labelled_rows(references, reference_labels, reference_order);
+  if (const auto walk = TripletWalk::make(anchors, others, own_index(self_index), options, false)) {
+    walk->write_losses(loss, active);
+    return {loss, active};
+  }
   const PackedPair packed(x, labels, order, references, reference_labels, reference_order);
-  const TripletProblem problem(
-      packed, self_index, triplet_options(metric, positives, negatives, margin, returns_double));
+  const TripletProblem problem(packed, self_index, options);
   if (returns_double) {
     write_losses<double>(problem, loss, active);
   } else {
@@ -139,11 +156,16 @@ std::tuple<Tensor, Tensor> contrast_triplet_backward(
   Tensor grad_x = torch::stable::new_empty(x, {x.size(0), x.size(1)});
   Tensor grad_references =
       torch::stable::new_empty(references, {references.size(0), references.size(1)});
+  const TripletOptions options = triplet_options(
+      metric, positives, negatives, margin, distance_dtype(x.scalar_type()) == ScalarType::Double);
+  const LabelledRows rows = labelled_rows(x, labels, order);
+  const LabelledRows others = labelled_rows(references, reference_labels, reference_order);
+  if (const auto walk = TripletWalk::make(rows, others, own_index(self_index), options, true)) {
+    walk->write_gradients(read_column(grad), grad_x, grad_references);
+    return {grad_x, grad_references};
+  }
   const PackedPair packed(x, labels, order, references, reference_labels, reference_order);
-  const TripletProblem problem(
-      packed, self_index,
-      triplet_options(metric, positives, negatives, margin,
-                      distance_dtype(x.scalar_type()) == ScalarType::Double));
+  const TripletProblem problem(packed, self_index, options);
   const PackedRows& anchors = problem.anchors();
   const Matrix upstream(grad, Matrix::Column{});
   PairGradient gradient(problem.options().metric, anchors, problem.references());

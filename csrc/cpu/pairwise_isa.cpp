@@ -6,16 +6,6 @@ namespace dmlfast::cpu::DMLFAST_ISA {
 
 namespace {
 
-// Replaces the derivative of a loss by a distance with the weight of the difference y - x (or of
-// y) in the gradient of x.
-inline Part weight_of(const PairDistance& distance, Part derivative, Part value) {
-  if (distance.has_root) {
-    // Nothing where the distance is 0.
-    return where(value > 0.0f, -derivative / value);
-  }
-  return where(value == value, derivative * (distance.sums_differences ? -2.0f : -1.0f));
-}
-
 // Stores the distances of a strip, and those of its columns where they are anchors.
 class StorePolicy {
  public:

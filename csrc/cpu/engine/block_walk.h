@@ -95,6 +95,16 @@ inline void row_distances(const SearchRows& x, const SearchRows& y, const PairDi
   }
 }
 
+// Replaces the derivative of a loss by a distance with the weight of the difference y - x (or of
+// y) in the gradient of x.
+inline Part weight_of(const PairDistance& distance, Part derivative, Part value) {
+  if (distance.has_root) {
+    // Nothing where the distance is 0.
+    return where(value > 0.0f, -derivative / value);
+  }
+  return where(value == value, derivative * (distance.sums_differences ? -2.0f : -1.0f));
+}
+
 // A matrix whose rows and depth lie any number of elements apart.
 struct Weights {
   const float* data;

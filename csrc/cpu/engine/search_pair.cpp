@@ -40,12 +40,12 @@ void SearchPair::pack(bool negated) {
 // three sources: the elements' rounding (2 units of |x||y|), the sum (a chain of 16 and then the
 // chains), and the rounding of addend and key. One unit in sixteen is spare, far more than the
 // float64 roundings need.
-double SearchPair::error(int64_t position) const {
+double SearchPair::error_of(double norm) const {
   const double dimensions = static_cast<double>(references_.rows.columns());
   const double chains = std::ceil(dimensions / kSearchChain);
   const double factor = sums_differences(metric_) ? 2.0 : 1.0;
   const double greatest = y_.greatest_packed_norm();
-  const double products = factor * x().norm(position) * greatest;
+  const double products = factor * norm * greatest;
   const double key = products + (factor == 2.0 ? greatest * greatest : 0.0);
   return 1.0625 * kUnit * ((kSearchChain + chains + 4.0) * products + 3.0 * key) +
          kUnderflow * dimensions;

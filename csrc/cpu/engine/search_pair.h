@@ -37,7 +37,10 @@ class SearchPair {
   double scale() const { return scale_; }
 
   // More than the keys of the anchor at a position, of a finite norm, can be off.
-  double error(int64_t position) const;
+  double error(int64_t position) const { return error_of(x().norm(position)); }
+
+  // That of an anchor whose packed norm is at most this.
+  double error_of(double norm) const;
 
  private:
   const LabelledRows anchors_;

@@ -75,19 +75,55 @@ WalkTask WalkPair::task(const GradientRows* x_gradient, const GradientRows* y_gr
   return {x().view(), y().view(), is_symmetric(), distance, self_.data(), x_gradient, y_gradient};
 }
 
-double WalkPair::squares(const void* pair, int64_t x, int64_t y) {
-  const auto& self = *static_cast<const WalkPair*>(pair);
+double WalkPair::sum(int64_t x, int64_t y) const {
   thread_local std::vector<double> row;
   thread_local std::vector<double> other;
-  row.resize(self.anchors().rows.columns());
+  row.resize(anchors().rows.columns());
   other.resize(row.size());
-  self.anchors().rows.read_row(self.anchors().order[x], row.data());
-  self.references().rows.read_row(self.references().order[y], other.data());
+  anchors().rows.read_row(anchors().order[x], row.data());
+  references().rows.read_row(references().order[y], other.data());
   double sum = 0.0;
-  for (size_t k = 0; k < row.size(); ++k) {
-    sum += (row[k] - other[k]) * (row[k] - other[k]);
+  if (sums_differences(metric())) {
+    for (size_t k = 0; k < row.size(); ++k) {
+      sum += (row[k] - other[k]) * (row[k] - other[k]);
+    }
+  } else {
+    for (size_t k = 0; k < row.size(); ++k) {
+      sum += row[k] * other[k];
+    }
   }
-  return sum * self.scale() * self.scale();
+  return sum;
+}
+
+double WalkPair::exact_value(int64_t x, int64_t y) const {
+  const bool is_cosine = metric() == Metric::cosine;
+  return value_of(metric(), sum(x, y), is_cosine ? this->x().own_norm(x) : 0.0,
+                  is_cosine ? this->y().own_norm(y) : 0.0);
+}
+
+double WalkPair::squares(const void* pair, int64_t x, int64_t y) {
+  const auto& self = *static_cast<const WalkPair*>(pair);
+  return self.sum(x, y) * self.scale() * self.scale();
+}
+
+void WalkPair::add_pair(int64_t x, int64_t y, double derivative, double distance,
+                        const GradientRows& x_gradient, const GradientRows& y_gradient) const {
+  float* x_sums = x_gradient.sums + x * x_gradient.stride;
+  float* y_sums = y_gradient.sums + y * y_gradient.stride;
+  if (sums_differences(metric())) {
+    const double weight = metric() == Metric::sqeuclidean ? -2.0 * derivative
+                          : distance > 0.0                ? -derivative / distance
+                                                          : 0.0;
+    add_difference(this, x, y, static_cast<float>(weight), x_sums, y_sums);
+    return;
+  }
+  const float* x_row = x_gradient.rows + x * x_gradient.stride;
+  const float* y_row = y_gradient.rows + y * y_gradient.stride;
+  const auto weight = static_cast<float>(-derivative);
+  for (int64_t k = 0; k < x_gradient.stride; ++k) {
+    x_sums[k] += weight * y_row[k];
+    y_sums[k] += weight * x_row[k];
+  }
 }
 
 void WalkPair::add_difference(const void* pair, int64_t x, int64_t y, float weight, float* x_sums,

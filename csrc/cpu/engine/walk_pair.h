@@ -42,8 +42,18 @@ class WalkPair {
   double scale() const { return pair_.scale(); }
   double unit() const;
 
+  // More than any key, a value less a part of its anchor's, can be off.
+  double greatest_key_error() const { return pair_.error_of(x().greatest_packed_norm()); }
+
   // Bounds of the packed distances.
   Range distance_range() const;
+
+  // The value that selections compare, of rows at two positions.
+  double exact_value(int64_t x, int64_t y) const;
+
+  // Adds the gradient of derivative * packed distance to the sums of two rows.
+  void add_pair(int64_t x, int64_t y, double derivative, double distance,
+                const GradientRows& x_gradient, const GradientRows& y_gradient) const;
 
   WalkTask task(const GradientRows* x_gradient, const GradientRows* y_gradient) const;
   const int64_t* class_begin() const { return class_begin_.data(); }
@@ -51,6 +61,8 @@ class WalkPair {
   const int64_t* self() const { return self_.data(); }
 
  private:
+  // The float64 sum of squared differences, or of products, in ascending order.
+  double sum(int64_t x, int64_t y) const;
   static double squares(const void* pair, int64_t x, int64_t y);
   static void add_difference(const void* pair, int64_t x, int64_t y, float weight, float* x_sums,
                              float* y_sums);
