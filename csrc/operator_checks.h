@@ -1,5 +1,5 @@
 // What the operators rely on, checked once where they are entered: a call that bypasses the Python
-// functions gets an error, not memory that is not its own.
+// functions with wrong shapes or dtypes gets an error. What indices and orders hold is trusted.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -14,7 +14,12 @@ namespace dmlfast {
 inline void check_matrix(const char* name, const torch::stable::Tensor& tensor,
                          const torch::stable::Tensor& like) {
   STD_TORCH_CHECK(tensor.dim() == 2, name, ": expected a 2-D tensor, got ", tensor.dim(), "-D");
-  STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), name, ": expected the dtype of x");
+  using torch::headeronly::ScalarType;
+  const ScalarType dtype = tensor.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Half || dtype == ScalarType::BFloat16 ||
+                      dtype == ScalarType::Float || dtype == ScalarType::Double,
+                  name, ": expected float16, bfloat16, float32 or float64");
+  STD_TORCH_CHECK(dtype == like.scalar_type(), name, ": expected the dtype of x");
   STD_TORCH_CHECK(tensor.get_device() == like.get_device(), name, ": expected the device of x");
 }
 

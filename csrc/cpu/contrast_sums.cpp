@@ -70,7 +70,7 @@ SumForm form_of(const std::string& name) {
 class Side {
  public:
   Side(const WalkPair& pair, double sign, const std::string& form, double scale,
-       const std::optional<Tensor>& bound)
+       const std::optional<Tensor>& bound, const Tensor& x)
       : pair_(pair),
         sign_(sign),
         form_(form_of(form)),
@@ -83,7 +83,7 @@ class Side {
     STD_TORCH_CHECK(bound || (form_ != SumForm::hinge && form_ != SumForm::softplus),
                     "bound: expected one for the form '", form, "'");
     if (bound) {
-      check_array("bound", *bound, pair.anchors().rows.rows(), ScalarType::Float, bound.value());
+      check_array("bound", *bound, pair.anchors().rows.rows(), ScalarType::Float, x);
       given_bounds_ = read_column(*bound);
       for (int64_t i = 0; i < pair.anchors().rows.rows(); ++i) {
         const double given = given_bounds_[pair.anchors().order[i]];
@@ -96,7 +96,9 @@ class Side {
     }
     const Range range = pair.distance_range();
     has_one_shift_ = std::abs(scale_) * (range.greatest - range.least) / 2 <= kGreatestExponent;
-    shift_ = has_one_shift_ ? scale_ * (range.greatest + range.least) / 2 : 0.0;
+    // Rounded once: the loops subtract the float32 number.
+    shift_ =
+        has_one_shift_ ? static_cast<float>(scale_ * (range.greatest + range.least) / 2) : 0.0f;
   }
 
   SumForm form() const { return form_; }
@@ -109,7 +111,7 @@ class Side {
             static_cast<float>(sign_),
             static_cast<float>(sign_ * scale_),
             has_one_shift_,
-            static_cast<float>(shift_),
+            shift_,
             bounds_.data(),
             shifts_.data(),
             sums_.data(),
@@ -125,8 +127,16 @@ class Side {
     for (size_t i = 0; i < sums_.size(); ++i) {
       shifts_[i] = std::isfinite(sums_[i]) ? static_cast<float>(sums_[i]) : 0.0f;
     }
+    greatest_ = sums_;
     std::fill(sums_.begin(), sums_.end(), 0.0);
     std::fill(counts_.begin(), counts_.end(), 0);
+  }
+
+  // Whether an anchor's sum is NaN: that of one that is not finite, or whose bound is NaN.
+  bool is_lost(int64_t i) const {
+    return form_ != SumForm::none &&
+           (!pair_.x().is_finite(i) ||
+            (!given_bounds_.empty() && std::isnan(given_bounds_[pair_.anchors().order[i]])));
   }
 
   void write(Tensor& result, Tensor& count) const {
@@ -134,24 +144,18 @@ class Side {
     int64_t* counts = static_cast<int64_t*>(count.mutable_data_ptr());
     for (int64_t i = 0; i < pair_.anchors().rows.rows(); ++i) {
       const int64_t anchor = pair_.anchors().order[i];
-      counts[anchor] = counts_[i];
-      results[anchor] = static_cast<float>(result_of(i));
-      const bool is_lost =
-          !pair_.x().is_finite(i) || (!given_bounds_.empty() && std::isnan(given_bounds_[anchor]));
-      if (form_ != SumForm::none && is_lost) {
-        results[anchor] = std::numeric_limits<float>::quiet_NaN();
-        counts[anchor] = 1;
-      }
+      counts[anchor] = is_lost(i) ? 1 : counts_[i];
+      results[anchor] =
+          is_lost(i) ? std::numeric_limits<float>::quiet_NaN() : static_cast<float>(result_of(i));
     }
   }
 
-  // Turns upstream gradients, divided by a power of two, and results into the weights of pairs.
-  void weigh(const std::vector<double>& upstream, double divisor,
-             const std::vector<double>& result) {
-    upstream_ = &upstream;
+  // The factors of the pairs' derivatives, from upstream gradients and the results of the sums.
+  std::vector<double> weigh(const std::vector<double>& upstream,
+                            const std::vector<double>& result) {
+    std::vector<double> weights(upstream.size());
     for (int64_t i = 0; i < pair_.anchors().rows.rows(); ++i) {
       const int64_t anchor = pair_.anchors().order[i];
-      const double grad = pair_.x().is_finite(i) ? upstream[anchor] / divisor : 0.0;
       double factor = 1.0;
       if (form_ == SumForm::hinge) {
         factor = pair_.unit();
@@ -159,24 +163,34 @@ class Side {
         factor = sign_ * pair_.unit();
       } else if (form_ == SumForm::logsumexp) {
         const bool has_partner = std::isfinite(result[anchor]);
-        shifts_[i] = has_partner ? static_cast<float>(result[anchor]) : 0.0f;
-        factor = sign_ * scale_ * (has_one_shift_ ? std::exp(shift_ - shifts_[i]) : 1.0);
-        factor = has_partner ? factor : 0.0;
+        // Around their own greatest, exponentials are divided by the very sum that they made: the
+        // rounded result would be off by too much where it is large.
+        const double sum =
+            has_one_shift_ ? std::exp(has_partner ? result[anchor] - shift_ : 0.0) : sums_[i];
+        factor = has_partner && sum > 0.0 ? sign_ * scale_ / sum : 0.0;
       }
-      weights_[i] = static_cast<float>(grad * factor);
+      weights[i] = is_lost(i) ? 0.0 : upstream[anchor] * factor;
+    }
+    std::fill(sums_.begin(), sums_.end(), 0.0);
+    return weights;
+  }
+
+  void set_weights(const std::vector<double>& weights, double divisor) {
+    for (size_t i = 0; i < weights.size(); ++i) {
+      weights_[i] = static_cast<float>(weights[i] / divisor);
     }
   }
 
-  bool is_wanted(int64_t anchor) const {
-    return form_ != SumForm::none && (*upstream_)[anchor] != 0.0;
-  }
-
-  void write_bound_gradient(Tensor& gradient) const {
+  void write_bound_gradient(const std::vector<double>& upstream, Tensor& gradient) const {
     float* to = static_cast<float*>(gradient.mutable_data_ptr());
+    const bool has_gradient = form_ == SumForm::hinge || form_ == SumForm::softplus;
     for (int64_t i = 0; i < gradient.size(0); ++i) {
       const int64_t anchor = pair_.anchors().order[i];
       const double sign = form_ == SumForm::softplus ? 1.0 : sign_;
-      to[anchor] = static_cast<float>(sign * (*upstream_)[anchor] * sums_[i]);
+      const double slope =
+          is_lost(i) && has_gradient ? std::numeric_limits<double>::quiet_NaN() : sums_[i];
+      const double grad = upstream[anchor];
+      to[anchor] = static_cast<float>(grad == 0.0 ? 0.0 : sign * grad * slope);
     }
   }
 
@@ -184,8 +198,13 @@ class Side {
   double result_of(int64_t i) const {
     switch (form_) {
       case SumForm::logsumexp:
-        return counts_[i] == 0 ? -std::numeric_limits<double>::infinity()
-                               : std::log(sums_[i]) + (has_one_shift_ ? shift_ : shifts_[i]);
+        if (counts_[i] == 0) {
+          return -std::numeric_limits<double>::infinity();
+        }
+        if (!has_one_shift_ && std::isinf(greatest_[i])) {
+          return greatest_[i];
+        }
+        return std::log(sums_[i]) + (has_one_shift_ ? shift_ : shifts_[i]);
       case SumForm::hinge:
         return sums_[i] * pair_.unit();
       case SumForm::sum:
@@ -200,14 +219,14 @@ class Side {
   SumForm form_;
   double scale_;  // of a distance in the unit of the packed rows
   bool has_one_shift_ = true;
-  double shift_ = 0.0;
+  float shift_ = 0.0f;
   std::vector<double> given_bounds_;
   std::vector<float> bounds_;
   std::vector<float> shifts_;
   std::vector<float> weights_;
   std::vector<double> sums_;
   std::vector<int64_t> counts_;
-  const std::vector<double>* upstream_ = nullptr;
+  std::vector<double> greatest_;  // exponents, where shifts are the anchors' own
 };
 
 // The arguments that both operators take.
@@ -254,9 +273,9 @@ class Sums {
               arguments.self_index ? arguments.self_index->const_data_ptr<int64_t>() : nullptr,
               metric_of(arguments.metric)),
         positive_(pair_, -1.0, arguments.positive_form, arguments.positive_scale,
-                  arguments.positive_bound),
+                  arguments.positive_bound, arguments.x),
         negative_(pair_, 1.0, arguments.negative_form, arguments.negative_scale,
-                  arguments.negative_bound) {}
+                  arguments.negative_bound, arguments.x) {}
 
   void sum() {
     find_greatest(positive_, SumForm::greatest, SumForm::none);
@@ -264,9 +283,21 @@ class Sums {
     run(positive_.form(), negative_.form(), nullptr, nullptr);
   }
 
-  // Adds up the gradients of the packed rows.
-  void add_gradients(const GradientRows* x, const GradientRows* y) {
+  // Adds up the gradients of the packed rows, and returns what they are to be multiplied by.
+  double add_gradients(const std::vector<double>& grad_positive,
+                       const std::vector<double>& grad_negative,
+                       const std::vector<double>& positive, const std::vector<double>& negative,
+                       const GradientRows* x, const GradientRows* y) {
+    if (positive_.needs_greatest() || negative_.needs_greatest()) {
+      sum();
+    }
+    const std::vector<double> to_positive = positive_.weigh(grad_positive, positive);
+    const std::vector<double> to_negative = negative_.weigh(grad_negative, negative);
+    const double divisor = common_divisor(to_positive, to_negative);
+    positive_.set_weights(to_positive, divisor);
+    negative_.set_weights(to_negative, divisor);
     run(positive_.form(), negative_.form(), x, y);
+    return divisor * pair_.scale();
   }
 
   const WalkPair& pair() const { return pair_; }
@@ -362,22 +393,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> contrast_sums_backward(
   Tensor grad_negative_bound = torch::stable::new_empty(x, {rows}, ScalarType::Float);
 
   Sums sums(arguments);
-  const std::vector<double> upstream_positive = read_column(grad_positive);
-  const std::vector<double> upstream_negative = read_column(grad_negative);
-  const double divisor = common_divisor(upstream_positive, upstream_negative);
-  sums.positive().weigh(upstream_positive, divisor, read_column(positive));
-  sums.negative().weigh(upstream_negative, divisor, read_column(negative));
+  const std::vector<double> to_positive = read_column(grad_positive);
+  const std::vector<double> to_negative = read_column(grad_negative);
   GradientMatrix x_gradient(sums.pair().x());
   std::optional<GradientMatrix> y_gradient;
   if (references) {
     y_gradient.emplace(sums.pair().y());
   }
-  sums.add_gradients(&x_gradient.view(), y_gradient ? &y_gradient->view() : nullptr);
-  const double factor = divisor * sums.pair().scale();
+  const double factor =
+      sums.add_gradients(to_positive, to_negative, read_column(positive), read_column(negative),
+                         &x_gradient.view(), y_gradient ? &y_gradient->view() : nullptr);
   const auto is_lost = [&](int64_t position) {
     const int64_t anchor = sums.pair().anchors().order[position];
-    return !sums.pair().x().is_finite(position) &&
-           (sums.positive().is_wanted(anchor) || sums.negative().is_wanted(anchor));
+    return (sums.positive().is_lost(position) && to_positive[anchor] != 0.0) ||
+           (sums.negative().is_lost(position) && to_negative[anchor] != 0.0);
   };
   x_gradient.write(sums.pair().anchors(), sums.pair().metric(), factor, is_lost, grad_x);
   if (y_gradient) {
@@ -385,8 +414,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> contrast_sums_backward(
         sums.pair().references(), sums.pair().metric(), factor, [](int64_t) { return false; },
         grad_references);
   }
-  sums.positive().write_bound_gradient(grad_positive_bound);
-  sums.negative().write_bound_gradient(grad_negative_bound);
+  sums.positive().write_bound_gradient(to_positive, grad_positive_bound);
+  sums.negative().write_bound_gradient(to_negative, grad_negative_bound);
   return {grad_x, grad_references, grad_positive_bound, grad_negative_bound};
 }
 

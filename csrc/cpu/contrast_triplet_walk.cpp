@@ -168,7 +168,7 @@ void TripletWalk::write_losses(torch::stable::Tensor& loss, torch::stable::Tenso
 void TripletWalk::write_gradients(const std::vector<double>& upstream,
                                   torch::stable::Tensor& grad_x,
                                   torch::stable::Tensor& grad_references) {
-  const double divisor = common_divisor(upstream, {});
+  const double divisor = common_divisor(upstream, {}) * pair_.unit();
   weights_.assign(pair_.padded_anchors(), 0.0f);
   for (int64_t i = 0; i < pair_.x().rows(); ++i) {
     const double grad = upstream[pair_.anchors().order[i]];

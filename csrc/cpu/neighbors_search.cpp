@@ -247,7 +247,7 @@ bool search_applies(const SelectProblem& problem) {
 std::vector<int64_t> search(const SelectProblem& problem, SelectState& state) {
   SearchPair rows(problem.anchors, problem.references, problem.metric, problem.same_class);
   const int64_t count = problem.anchors.rows.rows();
-  if (rows.has_infinite()) {
+  if (!rows.is_searchable()) {
     return all_positions(count);
   }
   rows.pack(problem.farthest);

@@ -201,7 +201,7 @@ class TopSearch {
 std::vector<int64_t> search_top(const TopProblem& problem, const TopResult& result) {
   SearchPair rows(problem.anchors, problem.references, problem.metric,
                   problem.rule == LabelRule::same_class);
-  if (rows.has_infinite()) {
+  if (!rows.is_searchable()) {
     std::vector<int64_t> positions(problem.anchors.rows.rows());
     std::iota(positions.begin(), positions.end(), 0);
     return positions;

@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <limits>
@@ -90,6 +91,20 @@ class Rows {
   std::unique_ptr<WalkPair> pair_;
 };
 
+// The unit of packed distances, a power of two, as a product of two that are closer to 1.
+struct UnitFactors {
+  explicit UnitFactors(const WalkPair& pair)
+      : unit_high(static_cast<float>(std::exp2(std::ceil(std::log2(pair.unit()) / 2)))),
+        unit_low(static_cast<float>(std::exp2(std::floor(std::log2(pair.unit()) / 2)))),
+        packed_high(1.0f / unit_high),
+        packed_low(1.0f / unit_low) {}
+
+  float unit_high;
+  float unit_low;
+  float packed_high;
+  float packed_low;
+};
+
 // The gradients of both sides of a walk.
 class Gradients {
  public:
@@ -128,8 +143,12 @@ Tensor pairwise_distance(Tensor x, std::optional<Tensor> references, std::string
   const Rows rows(x, references, nullptr, false, metric);
   const WalkPair& pair = rows.pair();
   Tensor distance = torch::stable::new_empty(x, {x.size(0), pair.y().rows()}, ScalarType::Float);
+  const UnitFactors factors(pair);
   const DistanceTask task{pair.task(nullptr, nullptr),
-                          static_cast<float>(pair.unit()),
+                          factors.unit_high,
+                          factors.unit_low,
+                          factors.packed_high,
+                          factors.packed_low,
                           static_cast<float*>(distance.mutable_data_ptr()),
                           pair.y().rows(),
                           nullptr,
@@ -152,8 +171,12 @@ std::tuple<Tensor, Tensor> pairwise_distance_backward(Tensor grad, Tensor distan
   const Rows rows(x, references, nullptr, false, metric);
   const WalkPair& pair = rows.pair();
   const Gradients gradients(pair);
+  const UnitFactors factors(pair);
   const DistanceTask task{gradients.task(),
-                          static_cast<float>(pair.unit()),
+                          factors.unit_high,
+                          factors.unit_low,
+                          factors.packed_high,
+                          factors.packed_low,
                           static_cast<float*>(distance.mutable_data_ptr()),
                           columns,
                           static_cast<const float*>(grad.const_data_ptr()),
@@ -162,7 +185,8 @@ std::tuple<Tensor, Tensor> pairwise_distance_backward(Tensor grad, Tensor distan
   const DistanceFunction weigh = distance_function();
   meet_all(task.walk, [&](Span a, Span b) { weigh(task, a, b); });
   return gradients.write(
-      x, 1.0 / pair.scale(), [&](int64_t i) { return gradients.x().has_nan(i); },
+      x, pair.metric() == Metric::euclidean ? 1.0 : 1.0 / pair.scale(),
+      [&](int64_t i) { return gradients.x().has_nan(i); },
       [&](int64_t j) { return gradients.y().has_nan(j); });
 }
 
@@ -235,12 +259,19 @@ class Moments {
     meet_all(task.walk, [&](Span a, Span b) { add(task, a, b); });
   }
 
-  void weigh(const std::vector<double>& first, const std::vector<double>& second, double divisor) {
+  // Returns the power of two that the weights were divided by.
+  double weigh(std::vector<double> first, std::vector<double> second) {
     const double unit = pair().unit();
     for (size_t i = 0; i < first.size(); ++i) {
-      first_weights_[i] = static_cast<float>(first[i] / divisor * unit);
-      second_weights_[i] = static_cast<float>(second[i] / divisor * unit * unit);
+      first[i] *= unit;
+      second[i] *= unit * unit;
     }
+    const double divisor = common_divisor(first, second);
+    for (size_t i = 0; i < first.size(); ++i) {
+      first_weights_[i] = static_cast<float>(first[i] / divisor);
+      second_weights_[i] = static_cast<float>(second[i] / divisor);
+    }
+    return divisor;
   }
 
   void write(Tensor& first, Tensor& second) const {
@@ -266,6 +297,7 @@ class Moments {
 void check_moments(const Tensor& x, const std::optional<Tensor>& references,
                    const std::optional<Tensor>& self_index, const Tensor& centre) {
   check_rows(x, references);
+  STD_TORCH_CHECK(references || !self_index, "self_index: expected none without references");
   check_array("centre", centre, 1, ScalarType::Double, x);
   if (self_index) {
     check_array("self_index", *self_index, x.size(0), ScalarType::Long, x);
@@ -296,8 +328,7 @@ std::tuple<Tensor, Tensor> pairwise_moments_backward(Tensor grad_first, Tensor g
   Moments moments(x, references, self_index, centre, metric);
   const std::vector<double> first = read_column(grad_first);
   const std::vector<double> second = read_column(grad_second);
-  const double divisor = common_divisor(first, second);
-  moments.weigh(first, second, divisor);
+  const double divisor = moments.weigh(first, second);
   const Gradients gradients(moments.pair());
   moments.run(gradients.task());
   std::vector<uint8_t> is_wanted(first.size());

@@ -24,7 +24,7 @@ class StorePolicy {
     }
     float* values = strip.values[r];
     for (int64_t c = 0; c < strip.columns; c += kLanes) {
-      store(values + c, task_.unit * load(values + c));
+      store(values + c, load(values + c) * task_.unit_high * task_.unit_low);
     }
     float* to = task_.distances + row * task_.columns + strip.first_column;
     const int64_t columns = columns_of(strip);
@@ -112,13 +112,13 @@ class WeighPolicy {
         }
         from = rest;
       }
-      const Part value = load(from);
+      const Part value = load(from) * task_.packed_high * task_.packed_low;
       // A distance of NaN makes the gradients of its rows NaN, unless nothing comes from it.
       const Part derivative = load(values + c);
       const Part weight = weight_of(distance, derivative, value);
       store(values + c, where((value != value) & (derivative != 0.0f), value, weight));
       if (distance.sums_differences) {
-        note_near(strip, r, c, value * (1.0f / task_.unit));
+        find_near(strip, r, c, value);
       }
     }
   }
@@ -126,17 +126,14 @@ class WeighPolicy {
   void end(const Strip&) const {}
 
  private:
-  void note_near(Strip& strip, int64_t r, int64_t c, Part value) const {
-    const Part squares = task_.walk.distance.has_root ? value * value : value;
+  void find_near(Strip& strip, int64_t r, int64_t c, Part value) const {
+    const PairDistance& distance = task_.walk.distance;
+    const Part squares = distance.has_root ? value * value : value;
     const Part sum = task_.walk.x.addends[strip.first_row + r] +
                      load(task_.walk.y.addends + strip.first_column + c);
-    const MaskPart near = squares < kNearShare * sum;
+    const MaskPart near = (squares < kNearShare * sum) | (sum < distance.least_sum);
     if (__builtin_expect(any(near), 0)) {
-      for (int64_t lane = 0; lane < kLanes; ++lane) {
-        if (near[lane]) {
-          strip.near[r][strip.near_counts[r]++] = static_cast<int32_t>(c + lane);
-        }
-      }
+      note_near(strip, r, c, near);
     }
   }
 

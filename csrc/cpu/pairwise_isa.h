@@ -12,7 +12,12 @@ namespace dmlfast::cpu {
 // are in label order where that is their own order: there are no labels.
 struct DistanceTask {
   WalkTask walk;
-  float unit;        // the distance that a packed distance of 1 is
+  // The distance that a packed distance of 1 is, and the inverse, each as two factors: their
+  // product may lie outside the range of float32.
+  float unit_high;
+  float unit_low;
+  float packed_high;
+  float packed_low;
   float* distances;  // [x][y]; read for a gradient
   int64_t columns;
   // For a gradient: upstream, rows and columns any number of elements apart.

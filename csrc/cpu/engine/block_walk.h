@@ -52,11 +52,10 @@ inline void strip_products(const SearchRows& x, int64_t panel, const SearchRows&
   }
 }
 
-// Replaces a position's value by the one computed again.
-inline void measure_again(const PairDistance& distance, Strip& strip, int64_t row, int64_t column) {
-  strip.values[row][column] = static_cast<float>(
-      distance.squares(distance.rows, strip.first_row + row, strip.first_column + column));
-  strip.near[row][strip.near_counts[row]++] = static_cast<int32_t>(column);
+inline void note_near(Strip& strip, int64_t row, int64_t column, MaskPart near) {
+  for (uint32_t lanes = bits(near); lanes != 0; lanes &= lanes - 1) {
+    strip.near[row][strip.near_counts[row]++] = static_cast<int32_t>(column + __builtin_ctz(lanes));
+  }
 }
 
 // `self` is the column that is the row itself, or none of them.
@@ -71,22 +70,24 @@ inline void row_distances(const SearchRows& x, const SearchRows& y, const PairDi
   }
   if (!distance.sums_differences) {
     for (int64_t c = 0; c < strip.columns; c += kLanes) {
-      store(values + c, own + load(addends + c) - distance.factor * load(values + c));
+      const Part value = own + load(addends + c) - distance.factor * load(values + c);
+      // Rounding takes no cosine distance below 0.
+      store(values + c, distance.constant > 0.0f ? where(value < 0.0f, Part{}, value) : value);
     }
     return;
   }
   for (int64_t c = 0; c < strip.columns; c += kLanes) {
     const Part sum = own + load(addends + c);
     const Part squares = sum - distance.factor * load(values + c);
-    const MaskPart near = squares < kNearShare * sum;
+    const MaskPart near = (squares < kNearShare * sum) | (sum < distance.least_sum);
     store(values + c, squares);
     if (__builtin_expect(any(near), 0)) {
-      for (int64_t lane = 0; lane < kLanes; ++lane) {
-        if (near[lane]) {
-          measure_again(distance, strip, row, c + lane);
-        }
-      }
+      note_near(strip, row, c, near);
     }
+  }
+  if (strip.near_counts[row] > 0) {
+    distance.squares(distance.rows, strip.first_row + row, strip.first_column, strip.near[row],
+                     strip.near_counts[row], values);
   }
   if (distance.has_root) {
     for (int64_t c = 0; c < strip.columns; c += kLanes) {
@@ -264,20 +265,19 @@ class BlockWalk {
 
   // Near pairs go to the gradient by themselves: in the sums of rows they would lose their digits.
   void take_near(int64_t r) {
+    if (strip_.near_counts[r] == 0) {
+      return;
+    }
     const int64_t anchor = strip_.first_row + r;
     const GradientRows& to = *task_.x_gradient;
+    const GradientRows& others = column_gradient();
+    float* partners =
+        has_column_gradient() ? others.sums + strip_.first_column * others.stride : nullptr;
+    task_.distance.add_differences(task_.distance.rows, anchor, strip_.first_column, strip_.near[r],
+                                   strip_.near_counts[r], strip_.values[r],
+                                   to.sums + anchor * to.stride, partners, to.stride);
     for (int32_t n = 0; n < strip_.near_counts[r]; ++n) {
-      const int64_t column = strip_.near[r][n];
-      const float weight = strip_.values[r][column];
-      strip_.values[r][column] = 0.0f;
-      if (weight != 0.0f) {
-        const int64_t partner = strip_.first_column + column;
-        float* partner_sums = has_column_gradient()
-                                  ? column_gradient().sums + partner * column_gradient().stride
-                                  : nullptr;
-        task_.distance.add_difference(task_.distance.rows, anchor, partner, weight,
-                                      to.sums + anchor * to.stride, partner_sums);
-      }
+      strip_.values[r][strip_.near[r][n]] = 0.0f;
     }
   }
 

@@ -26,7 +26,9 @@ class GradientMatrix {
   const GradientRows& view() const { return view_; }
 
   // Whether a weight of NaN has entered the sum of the row at a position.
-  bool has_nan(int64_t position) const { return std::isnan(view_.sums[position * view_.stride]); }
+  bool has_nan(int64_t position) const {
+    return view_.stride > 0 && std::isnan(view_.sums[position * view_.stride]);
+  }
 
   // Rounds the gradients, times `factor`, into a contiguous tensor in the order of the matrix. That
   // of a row at a position where is_lost(position) is NaN, that of others that are not finite 0.

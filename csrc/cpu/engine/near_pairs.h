@@ -17,13 +17,17 @@ struct PairDistance {
   bool sums_differences;
   bool has_root;
   float factor;
-  float constant;  // added once: 1 for cosine
-  // Of the rows at two positions, from the values as they were given.
+  float constant;   // added once: 1 for cosine
+  float least_sum;  // pairs with |x|^2 + |y|^2 below it are computed again, too
+  // For the row at x and those at first + column, for each of `count` columns, from the values as
+  // they were given: writes squared distances to values[column].
   const void* rows;
-  double (*squares)(const void* rows, int64_t x, int64_t y);
-  // Adds weight * (y - x) to the sums of the row at x, and its negative to those of y, if wanted.
-  void (*add_difference)(const void* rows, int64_t x, int64_t y, float weight, float* x_sums,
-                         float* y_sums);
+  void (*squares)(const void* rows, int64_t x, int64_t first, const int32_t* columns, int64_t count,
+                  float* values);
+  // Adds weights[column] * (y - x) to the sums of x, and its negative to those of y, if wanted.
+  void (*add_differences)(const void* rows, int64_t x, int64_t first, const int32_t* columns,
+                          int64_t count, const float* weights, float* x_sums, float* y_sums,
+                          int64_t stride);
 };
 
 }  // namespace dmlfast::cpu

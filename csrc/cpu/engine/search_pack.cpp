@@ -40,6 +40,10 @@ void add_mean(const LabelledRows& references, int64_t begin, int64_t end, double
       mean[k] += (row[k] - mean[k]) / count;
     }
   }
+  // Near the end of float64's range a mean may leave it; no mean is as right.
+  if (!std::all_of(mean, mean + row.size(), [](double k) { return std::isfinite(k); })) {
+    std::fill(mean, mean + row.size(), 0.0);
+  }
 }
 
 }  // namespace
@@ -89,6 +93,9 @@ SearchMatrix::SearchMatrix(const LabelledRows& matrix, const SearchCentres& cent
   greatest_norm_ = greatest_finite(norms_);
   has_infinite_ =
       std::any_of(norms_.begin(), norms_.end(), [](double norm) { return std::isinf(norm); });
+  for (double norm : norms_) {
+    least_norm_ = norm > 0.0 && norm < least_norm_ ? norm : least_norm_;
+  }
   if (metric == Metric::cosine) {
     own_norms_ = norms_;
   }

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -42,6 +43,9 @@ class SearchMatrix {
   // Whether a row without NaN holds an infinity.
   bool has_infinite() const { return has_infinite_; }
 
+  // Smallest norm of the centred rows that are not 0; infinite without any.
+  double least_norm() const { return least_norm_; }
+
   bool is_finite(int64_t position) const { return std::isfinite(norms_[position]); }
 
   // Packs the rows times `scale`, a power of two (cosine: each row over its norm); addends are
@@ -66,6 +70,7 @@ class SearchMatrix {
   Metric metric_;
   double greatest_norm_ = 0.0;
   bool has_infinite_ = false;
+  double least_norm_ = std::numeric_limits<double>::infinity();
   double greatest_packed_norm_ = 0.0;
   std::vector<double> norms_;
   std::vector<double> own_norms_;

@@ -8,13 +8,14 @@ namespace dmlfast::cpu {
 
 namespace {
 
-constexpr double kUnit = 0x1p-24;        // relative rounding error of float32
+constexpr double kUnit = 0x1p-24;  // relative rounding error of float32
+constexpr double kLeastNorm = 1e-140;
 constexpr double kUnderflow = 0x1p-124;  // four times what a flushed element or product loses
 
 }  // namespace
 
 SearchPair::SearchPair(const LabelledRows& anchors, const LabelledRows& references, Metric metric,
-                       bool same_class)
+                       bool same_class, double greatest_scale)
     : anchors_(anchors),
       references_(references),
       metric_(metric),
@@ -25,8 +26,16 @@ SearchPair::SearchPair(const LabelledRows& anchors, const LabelledRows& referenc
   }
   const double greatest = std::max(x().greatest_norm(), y_.greatest_norm());
   if (metric != Metric::cosine && greatest > 0.0) {
-    scale_ = std::exp2(-std::ilogb(greatest));
+    scale_ = std::min(greatest_scale, std::exp2(-std::ilogb(greatest)));
   }
+}
+
+bool SearchPair::is_searchable() const {
+  const double least = metric_ == Metric::cosine
+                           ? std::min(x().least_norm(), y_.least_norm())
+                           : std::max(x().greatest_norm(), y_.greatest_norm());
+  const bool is_normal = least == 0.0 || least > kLeastNorm;
+  return is_normal && !x().has_infinite() && !y_.has_infinite();
 }
 
 void SearchPair::pack(bool negated) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <optional>
 
 #include "engine/labelled_rows.h"
@@ -15,13 +16,17 @@ namespace dmlfast::cpu {
 class SearchPair {
  public:
   // `same_class`: only pairs of one class will be looked at.
+  // `same_class`: only pairs of one class will be looked at. `greatest_scale` bounds the scale of
+  // tiny rows.
   SearchPair(const LabelledRows& anchors, const LabelledRows& references, Metric metric,
-             bool same_class = false);
+             bool same_class = false,
+             double greatest_scale = std::numeric_limits<double>::infinity());
   SearchPair(const SearchPair&) = delete;
   SearchPair& operator=(const SearchPair&) = delete;
 
-  // Whether a row holds an infinity: then there is nothing to search with.
-  bool has_infinite() const { return x().has_infinite() || y_.has_infinite(); }
+  // Whether there is anything to search with: no row holds an infinity, and none is so short that
+  // its float64 squares are not normal numbers.
+  bool is_searchable() const;
 
   // As SearchMatrix::pack, at the scale of the pair.
   void pack(bool negated);

@@ -8,9 +8,19 @@
 
 namespace dmlfast::cpu {
 
+namespace {
+
+// Keeps the squares of units, and bounds in such units, inside the range of float32.
+constexpr double kGreatestScale = 0x1p60;
+
+// Squares of rows this short, beside the greatest, come close to the end of float32's range.
+constexpr double kLeastPackedNorm = 1e-15;
+
+}  // namespace
+
 WalkPair::WalkPair(const LabelledRows& anchors, const LabelledRows& references, bool is_symmetric,
                    const int64_t* self_index, Metric metric)
-    : pair_(anchors, references, metric), is_symmetric_(is_symmetric) {
+    : pair_(anchors, references, metric, false, kGreatestScale), is_symmetric_(is_symmetric) {
   pair_.pack(false);
   const int64_t padded = x().view().panel_count * kSearchPanelRows;
   if (is_symmetric) {
@@ -69,19 +79,26 @@ WalkTask WalkPair::task(const GradientRows* x_gradient, const GradientRows* y_gr
                               metric() == Metric::euclidean,
                               sums_differences(metric()) ? 2.0f : 1.0f,
                               metric() == Metric::cosine ? 1.0f : 0.0f,
+                              least_sum(),
                               this,
                               &WalkPair::squares,
-                              &WalkPair::add_difference};
+                              &WalkPair::add_differences};
   return {x().view(), y().view(), is_symmetric(), distance, self_.data(), x_gradient, y_gradient};
 }
 
-double WalkPair::sum(int64_t x, int64_t y) const {
-  thread_local std::vector<double> row;
-  thread_local std::vector<double> other;
-  row.resize(anchors().rows.columns());
-  other.resize(row.size());
-  anchors().rows.read_row(anchors().order[x], row.data());
-  references().rows.read_row(references().order[y], other.data());
+float WalkPair::least_sum() const {
+  const double least = std::min(x().least_norm(), y().least_norm()) * scale();
+  return least < kLeastPackedNorm ? static_cast<float>(kLeastPackedNorm * kLeastPackedNorm) : 0.0f;
+}
+
+std::vector<double>& WalkPair::read(const LabelledRows& matrix, int64_t position,
+                                    std::vector<double>& row) {
+  row.resize(matrix.rows.columns());
+  matrix.rows.read_row(matrix.order[position], row.data());
+  return row;
+}
+
+double WalkPair::sum(const std::vector<double>& row, const std::vector<double>& other) const {
   double sum = 0.0;
   if (sums_differences(metric())) {
     for (size_t k = 0; k < row.size(); ++k) {
@@ -96,14 +113,23 @@ double WalkPair::sum(int64_t x, int64_t y) const {
 }
 
 double WalkPair::exact_value(int64_t x, int64_t y) const {
+  thread_local std::vector<double> row;
+  thread_local std::vector<double> other;
   const bool is_cosine = metric() == Metric::cosine;
-  return value_of(metric(), sum(x, y), is_cosine ? this->x().own_norm(x) : 0.0,
-                  is_cosine ? this->y().own_norm(y) : 0.0);
+  return value_of(metric(), sum(read(anchors(), x, row), read(references(), y, other)),
+                  is_cosine ? this->x().own_norm(x) : 0.0, is_cosine ? this->y().own_norm(y) : 0.0);
 }
 
-double WalkPair::squares(const void* pair, int64_t x, int64_t y) {
+void WalkPair::squares(const void* pair, int64_t x, int64_t first, const int32_t* columns,
+                       int64_t count, float* values) {
   const auto& self = *static_cast<const WalkPair*>(pair);
-  return self.sum(x, y) * self.scale() * self.scale();
+  thread_local std::vector<double> row;
+  thread_local std::vector<double> other;
+  read(self.anchors(), x, row);
+  for (int64_t n = 0; n < count; ++n) {
+    read(self.references(), first + columns[n], other);
+    values[columns[n]] = static_cast<float>(self.sum(row, other) * self.scale() * self.scale());
+  }
 }
 
 void WalkPair::add_pair(int64_t x, int64_t y, double derivative, double distance,
@@ -114,7 +140,9 @@ void WalkPair::add_pair(int64_t x, int64_t y, double derivative, double distance
     const double weight = metric() == Metric::sqeuclidean ? -2.0 * derivative
                           : distance > 0.0                ? -derivative / distance
                                                           : 0.0;
-    add_difference(this, x, y, static_cast<float>(weight), x_sums, y_sums);
+    const int32_t column = 0;
+    const auto rounded = static_cast<float>(weight);
+    add_differences(this, x, y, &column, 1, &rounded, x_sums, y_sums, y_gradient.stride);
     return;
   }
   const float* x_row = x_gradient.rows + x * x_gradient.stride;
@@ -126,21 +154,26 @@ void WalkPair::add_pair(int64_t x, int64_t y, double derivative, double distance
   }
 }
 
-void WalkPair::add_difference(const void* pair, int64_t x, int64_t y, float weight, float* x_sums,
-                              float* y_sums) {
+void WalkPair::add_differences(const void* pair, int64_t x, int64_t first, const int32_t* columns,
+                               int64_t count, const float* weights, float* x_sums, float* y_sums,
+                               int64_t stride) {
   const auto& self = *static_cast<const WalkPair*>(pair);
   thread_local std::vector<double> row;
   thread_local std::vector<double> other;
-  row.resize(self.anchors().rows.columns());
-  other.resize(row.size());
-  self.anchors().rows.read_row(self.anchors().order[x], row.data());
-  self.references().rows.read_row(self.references().order[y], other.data());
-  const double factor = static_cast<double>(weight) * self.scale();
-  for (size_t k = 0; k < row.size(); ++k) {
-    const auto change = static_cast<float>(factor * (other[k] - row[k]));
-    x_sums[k] += change;
-    if (y_sums != nullptr) {
-      y_sums[k] -= change;
+  read(self.anchors(), x, row);
+  for (int64_t n = 0; n < count; ++n) {
+    const double factor = static_cast<double>(weights[columns[n]]) * self.scale();
+    if (factor == 0.0) {
+      continue;
+    }
+    read(self.references(), first + columns[n], other);
+    float* others = y_sums == nullptr ? nullptr : y_sums + columns[n] * stride;
+    for (size_t k = 0; k < row.size(); ++k) {
+      const auto change = static_cast<float>(factor * (other[k] - row[k]));
+      x_sums[k] += change;
+      if (others != nullptr) {
+        others[k] -= change;
+      }
     }
   }
 }
