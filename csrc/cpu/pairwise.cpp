@@ -71,13 +71,14 @@ void check_rows(const Tensor& x, const std::optional<Tensor>& references) {
 class Rows {
  public:
   Rows(const Tensor& x, const std::optional<Tensor>& references, const int64_t* self_index,
-       bool excludes_self, const std::string& metric)
+       bool excludes_self, const std::string& metric, double length = WalkPair::kLongRow)
       : numbers_(std::max(x.size(0), references ? references->size(0) : 0)),
         zeros_(numbers_.size(), 0) {
     std::iota(numbers_.begin(), numbers_.end(), 0);
     const LabelledRows anchors{Matrix(x), zeros_.data(), numbers_.data()};
     const LabelledRows others{Matrix(references ? *references : x), zeros_.data(), numbers_.data()};
-    pair_ = std::make_unique<WalkPair>(anchors, others, !references, self_index, metric_of(metric));
+    pair_ = std::make_unique<WalkPair>(anchors, others, !references, self_index, metric_of(metric),
+                                       length);
     if (!excludes_self) {
       pair_->keep_self();
     }
@@ -239,7 +240,7 @@ class Moments {
   Moments(const Tensor& x, const std::optional<Tensor>& references,
           const std::optional<Tensor>& self_index, const Tensor& centre, const std::string& metric)
       : rows_(x, references, self_index ? self_index->const_data_ptr<int64_t>() : nullptr, true,
-              metric),
+              metric, 1.0),
         centre_(static_cast<float>(*centre.const_data_ptr<double>() / pair().unit())),
         first_(pair().padded_anchors(), 0.0),
         second_(first_),

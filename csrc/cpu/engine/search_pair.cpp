@@ -15,7 +15,7 @@ constexpr double kUnderflow = 0x1p-124;  // four times what a flushed element or
 }  // namespace
 
 SearchPair::SearchPair(const LabelledRows& anchors, const LabelledRows& references, Metric metric,
-                       bool same_class, double greatest_scale)
+                       bool same_class, double length, double greatest_scale)
     : anchors_(anchors),
       references_(references),
       metric_(metric),
@@ -26,7 +26,7 @@ SearchPair::SearchPair(const LabelledRows& anchors, const LabelledRows& referenc
   }
   const double greatest = std::max(x().greatest_norm(), y_.greatest_norm());
   if (metric != Metric::cosine && greatest > 0.0) {
-    scale_ = std::min(greatest_scale, std::exp2(-std::ilogb(greatest)));
+    scale_ = std::min(greatest_scale, length * std::exp2(-std::ilogb(greatest)));
   }
 }
 

@@ -16,10 +16,10 @@ namespace dmlfast::cpu {
 class SearchPair {
  public:
   // `same_class`: only pairs of one class will be looked at.
-  // `same_class`: only pairs of one class will be looked at. `greatest_scale` bounds the scale of
-  // tiny rows.
+  // `same_class`: only pairs of one class will be looked at. The scale, but for one greater than
+  // `greatest_scale`, makes the longest row about as long as `length`.
   SearchPair(const LabelledRows& anchors, const LabelledRows& references, Metric metric,
-             bool same_class = false,
+             bool same_class = false, double length = 1.0,
              double greatest_scale = std::numeric_limits<double>::infinity());
   SearchPair(const SearchPair&) = delete;
   SearchPair& operator=(const SearchPair&) = delete;

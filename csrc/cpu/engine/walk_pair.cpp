@@ -19,8 +19,9 @@ constexpr double kLeastPackedNorm = 1e-15;
 }  // namespace
 
 WalkPair::WalkPair(const LabelledRows& anchors, const LabelledRows& references, bool is_symmetric,
-                   const int64_t* self_index, Metric metric)
-    : pair_(anchors, references, metric, false, kGreatestScale), is_symmetric_(is_symmetric) {
+                   const int64_t* self_index, Metric metric, double length)
+    : pair_(anchors, references, metric, false, length, kGreatestScale),
+      is_symmetric_(is_symmetric) {
   pair_.pack(false);
   const int64_t padded = x().view().panel_count * kSearchPanelRows;
   if (is_symmetric) {

@@ -21,9 +21,13 @@ struct Range {
 // whole panels.
 class WalkPair {
  public:
+  // As long the longest row is packed: rows much shorter have squares in float32, too, and those of
+  // distances leave room above.
+  static constexpr double kLongRow = 0x1p40;
+
   // `is_symmetric`: the references are the anchors, and each anchor is its own self.
   WalkPair(const LabelledRows& anchors, const LabelledRows& references, bool is_symmetric,
-           const int64_t* self_index, Metric metric);
+           const int64_t* self_index, Metric metric, double length = kLongRow);
   WalkPair(const WalkPair&) = delete;
   WalkPair& operator=(const WalkPair&) = delete;
 
