@@ -357,9 +357,9 @@ NOT_FINITE = torch.tensor([[0.0, math.nan], [1.0, 2.0], [math.inf, 0.0], [0.0, 0
         ((X.double() + 1e300, Y), {}, ValueError, "finite in float32, got 4 of 4 rows"),
         ((X, Y), {"metric": "l2"}, ValueError, "metric must be one of .* got 'l2'"),
         ((X, Y), {"recall_at": 1}, TypeError, "recall_at must be a sequence .* got int"),
-        ((X, Y), {"recall_at": (1, 0)}, ValueError, "recall_at must hold positive ints, got 0"),
-        ((X, Y), {"recall_at": (1.0,)}, TypeError, "recall_at must hold positive ints, got 1.0"),
-        ((X, Y), {"recall_at": (True,)}, TypeError, "recall_at must hold positive ints, got True"),
+        ((X, Y), {"recall_at": (1, 0)}, ValueError, r"recall_at\[1\]: expected at least 1, got 0"),
+        ((X, Y), {"recall_at": (1.0,)}, TypeError, r"recall_at\[0\]: expected an integer, got 1.0"),
+        ((X, Y), {"recall_at": (True,)}, TypeError, r"recall_at\[0\]: expected an integer, got T"),
     ],
 )
 def test_a_wrong_argument_is_named(
@@ -424,8 +424,8 @@ def test_embed_restores_the_mode_after_an_error() -> None:
     [
         (Model(), [1.0], 2, TypeError, "images must be a Tensor, got list"),
         (Model(), torch.tensor(1.0), 2, ValueError, "images must have shape"),
-        (Model(), X, 0, ValueError, "batch_size must be at least 1, got 0"),
-        (Model(), X, 2.0, TypeError, "batch_size must be an int, got float"),
+        (Model(), X, 0, ValueError, "batch_size: expected at least 1, got 0"),
+        (Model(), X, 2.0, TypeError, "batch_size: expected an integer, got 2.0"),
         (torch.nn.Flatten(0), X, 2, ValueError, r"model must return shape \(2, d\)"),
         (torch.nn.Identity(), Y, 2, TypeError, "model must return a floating-point Tensor"),
     ],

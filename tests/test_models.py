@@ -74,5 +74,5 @@ def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("name", ["image_size", "channels_in", "dimensions", "width"])
 def test_sizes_below_one_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"{name}: expected at least 1, got 0"):
         ConvolutionalEmbedding(**({"image_size": 8} | {name: 0}))

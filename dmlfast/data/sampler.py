@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from dmlfast.ops._arguments import check_count
+
 
 class MPerClassSampler(Sampler[list[int]]):
     """Draw batches of `batch_size // samples_per_class` classes, `samples_per_class` of each.
@@ -53,7 +55,7 @@ class MPerClassSampler(Sampler[list[int]]):
             ("samples_per_class", samples_per_class),
             ("batches", batches),
         ):
-            _check_positive(name, value)
+            check_count(name, value)
         if batch_size % samples_per_class:
             raise ValueError(
                 f"batch_size: expected a multiple of samples_per_class ({samples_per_class}), "
@@ -106,10 +108,3 @@ class MPerClassSampler(Sampler[list[int]]):
     def __len__(self) -> int:
         """The number of batches of one pass."""
         return self.batches
-
-
-def _check_positive(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value}")

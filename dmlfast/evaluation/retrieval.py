@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from dmlfast._optional import require
+from dmlfast.ops._arguments import check_count
 
 __all__ = ["RetrievalMetrics", "embed", "evaluate_retrieval"]
 
@@ -159,7 +160,8 @@ def embed(model: torch.nn.Module, images: Tensor, *, batch_size: int = 1024) -> 
     Memory: the result, and one batch on the device of the model.
 
     Raises:
-        TypeError: `images` or what the model returns is no tensor of the right dtype.
+        TypeError: `images` or what the model returns is no tensor of the right dtype, or
+            `batch_size` is no integer.
         ValueError: `batch_size` below 1, `images` without a dimension, or a model whose result is
             not (n, d).
     """
@@ -167,10 +169,7 @@ def embed(model: torch.nn.Module, images: Tensor, *, batch_size: int = 1024) -> 
         raise TypeError(f"images must be a Tensor, got {type(images).__name__}")
     if images.dim() == 0:
         raise ValueError("images must have shape (N, ...), got a scalar")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int):
-        raise TypeError(f"batch_size must be an int, got {type(batch_size).__name__}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_count("batch_size", batch_size)
     parameter = next(model.parameters(), None)
     device = images.device if parameter is None else parameter.device
     # Submodule by submodule: model.train() would wake the batch norms that a user has frozen.
@@ -209,11 +208,8 @@ def _check_recall_at(recall_at: Sequence[int]) -> tuple[int, ...]:
         raise TypeError(
             f"recall_at must be a sequence of positive ints, got {type(recall_at).__name__}"
         )
-    for k in recall_at:
-        if isinstance(k, bool) or not isinstance(k, int):
-            raise TypeError(f"recall_at must hold positive ints, got {k!r}")
-        if k < 1:
-            raise ValueError(f"recall_at must hold positive ints, got {k}")
+    for place, k in enumerate(recall_at):
+        check_count(f"recall_at[{place}]", k)
     return tuple(dict.fromkeys(recall_at))
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from dmlfast.losses._pair_lists import index_lists
 from dmlfast.ops._arguments import (
+    check_count,
     check_embeddings,
     check_integers,
-    check_size,
     check_tensor,
     describe,
 )
@@ -73,8 +73,8 @@ class CrossBatchMemory(nn.Module):
         if miner is not None and not callable(miner):
             raise TypeError(f"miner: expected a callable or None, got {describe(miner)}")
         self.loss = loss
-        self.embedding_size = check_size("embedding_size", embedding_size)
-        self.memory_size = check_size("memory_size", memory_size)
+        self.embedding_size = check_count("embedding_size", embedding_size)
+        self.memory_size = check_count("memory_size", memory_size)
         self.miner = miner
         self._miner_takes_self_index = miner is not None and _takes_self_index(miner)
         self.register_buffer("embedding_memory", torch.zeros(memory_size, embedding_size))

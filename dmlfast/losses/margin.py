@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dmlfast.losses._base import Given, PairLoss
 from dmlfast.losses._pair_lists import segment_sum, triplet_distances, triplets_of
-from dmlfast.ops._arguments import Pairs, check_flag, check_integers, check_number, check_size
+from dmlfast.ops._arguments import Pairs, check_count, check_flag, check_integers, check_number
 from dmlfast.ops._reduction import fixed_order_sum, is_active, reduce
 from dmlfast.ops.contrast import AnchorSums
 from dmlfast.ops.contrast_hinge import MarginRows, check_margin_options, margin_rows
@@ -79,7 +79,7 @@ class MarginLoss(PairLoss):
         self.nu = check_number("nu", nu)
         self.negatives = negatives
         self.learn_beta = check_flag("learn_beta", learn_beta)
-        self.num_classes = None if num_classes is None else check_size("num_classes", num_classes)
+        self.num_classes = None if num_classes is None else check_count("num_classes", num_classes)
         start = torch.full((num_classes or 1,), check_number("beta", beta))
         if learn_beta:
             self.beta = nn.Parameter(start)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dmlfast import functional
 from dmlfast.losses._base import NAMES, EmbeddingLoss, no_references, promoted
 from dmlfast.losses._pair_lists import anchors_of, index_lists, row_weights
-from dmlfast.ops._arguments import METRICS, check_number, check_pairs, check_positive, check_size
+from dmlfast.ops._arguments import METRICS, check_count, check_number, check_pairs, check_positive
 from dmlfast.ops._reduction import reduce, reduce_over_rows
 from dmlfast.ops.contrast_proxies import proxy_pairs
 from dmlfast.ops.contrast_softmax import nca_rows
@@ -42,8 +42,8 @@ class _ProxyLoss(EmbeddingLoss):
             unknown=unknown,
             metrics=metrics,
         )
-        self.num_classes = check_size("num_classes", num_classes)
-        self.embedding_size = check_size("embedding_size", embedding_size)
+        self.num_classes = check_count("num_classes", num_classes)
+        self.embedding_size = check_count("embedding_size", embedding_size)
 
     def forward(
         self,
@@ -259,7 +259,7 @@ class SoftTripleLoss(_ProxyLoss):
             unknown=unknown,
             metrics=("cosine", "dot"),
         )
-        self.centers_per_class = check_size("centers_per_class", centers_per_class)
+        self.centers_per_class = check_count("centers_per_class", centers_per_class)
         self.la = check_number("la", la)
         self.gamma = check_positive("gamma", gamma)
         self.margin = check_number("margin", margin)

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import nn
 
+from dmlfast.ops._arguments import check_count
+
 # The convolutions halve the image until a side is at most this long: what is left still says
 # where in the image something was, which global pooling would throw away.
 _LARGEST_FINAL_SIDE = 4
@@ -29,7 +31,8 @@ class ConvolutionalEmbedding(nn.Module):
         width: channels after the first block.
 
     Raises:
-        ValueError: if any of the numbers is below 1.
+        TypeError: if any of the numbers is not an integer.
+        ValueError: if any of them is below 1.
     """
 
     def __init__(
@@ -43,8 +46,7 @@ class ConvolutionalEmbedding(nn.Module):
             "width": width,
         }
         for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+            check_count(name, size)
         self.image_size = image_size
         self.channels_in = channels_in
         self.dimensions = dimensions

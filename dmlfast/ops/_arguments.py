@@ -125,21 +125,13 @@ def check_positive(name: str, value: object) -> float:
     return number
 
 
-def check_size(name: str, value: object) -> int:
-    """Raises TypeError unless `value` is an integer, ValueError if it is below 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value}")
-    return value
-
-
-def check_count(name: str, value: object, least: int, greatest: int) -> int:
+def check_count(name: str, value: object, least: int = 1, greatest: int | None = None) -> int:
     """Raises TypeError unless `value` is an integer, ValueError unless least <= it <= greatest."""
     if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
         raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if value < least or value > greatest:
-        raise ValueError(f"{name}: expected {least} to {greatest}, got {value}")
+    if value < least or (greatest is not None and value > greatest):
+        expected = f"at least {least}" if greatest is None else f"{least} to {greatest}"
+        raise ValueError(f"{name}: expected {expected}, got {value}")
     return value  # type: ignore[return-value]  # a SymInt stands for an int
 
 

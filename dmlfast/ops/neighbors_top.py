@@ -72,7 +72,7 @@ def nearest_neighbors(
         ValueError: a wrong shape, device, option or `k`, or labels that are missing or unused.
     """
     check_option("metric", metric, METRICS)
-    count = check_count("k", k, 1, GREATEST_K)
+    count = check_count("k", k, greatest=GREATEST_K)
     pairs = _check_pairs(
         queries, references, query_labels, reference_labels, candidates, self_index
     )
