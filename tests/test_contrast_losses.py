@@ -386,7 +386,8 @@ def test_margin_takes_a_boundary_to_which_gradients_flow(positives, negatives, b
 
 
 def test_margin_has_no_semihard_negative_of_all_positives():
-    with pytest.raises(ValueError, match='negatives: expected "all" or "hardest" with positives='):
+    message = r"negatives: expected one of \('all', 'hardest'\) with positives="
+    with pytest.raises(ValueError, match=message):
         F.margin_loss(*make("random", 6, 3, 2), boundary=1.2, negatives="semihard")
 
 

@@ -9,7 +9,14 @@ from torch import Tensor, nn
 
 from dmlfast.losses._base import Given, PairLoss
 from dmlfast.losses._pair_lists import segment_sum, triplet_distances, triplets_of
-from dmlfast.ops._arguments import Pairs, check_count, check_flag, check_integers, check_number
+from dmlfast.ops._arguments import (
+    Pairs,
+    check_count,
+    check_flag,
+    check_generator,
+    check_integers,
+    check_number,
+)
 from dmlfast.ops._reduction import fixed_order_sum, is_active, reduce
 from dmlfast.ops.contrast import AnchorSums
 from dmlfast.ops.contrast_hinge import MarginRows, check_margin_options, margin_rows
@@ -30,8 +37,10 @@ class MarginLoss(PairLoss):
         num_classes: None (default) for one boundary; a number for one for each label in
             [0, num_classes).
         positives: "all" (default), "nearest" (EPS) or "farthest".
-        negatives: "all" (default), "hardest", or with one positive "semihard"; see
-            `dmlfast.functional.margin_loss`.
+        negatives: "all" (default), "hardest", or with one positive "semihard" or
+            "distance_weighted"; see `dmlfast.functional.margin_loss`.
+        generator: what decides the draws of "distance_weighted", torch's own by default. Its
+            state is not in the state dict.
         metric: "euclidean" (default), "sqeuclidean", "cosine" or "dot".
         normalize: scale the embeddings to unit L2 norm first (default), in float32 for 16-bit
             embeddings; a zero vector stays zero.
@@ -42,7 +51,8 @@ class MarginLoss(PairLoss):
 
     Raises:
         TypeError: a keyword that this loss does not take, or a wrong type.
-        ValueError: an unknown option, or "semihard" negatives of all positives.
+        ValueError: an unknown option, or "semihard" or "distance_weighted" negatives of all
+            positives.
     """
 
     shown = (
@@ -62,6 +72,7 @@ class MarginLoss(PairLoss):
         num_classes: int | None = None,
         positives: str = "all",
         negatives: str = "all",
+        generator: torch.Generator | None = None,
         metric: str = "euclidean",
         normalize: bool = True,
         reduction: str = "mean",
@@ -78,6 +89,7 @@ class MarginLoss(PairLoss):
         self.margin = check_number("margin", margin)
         self.nu = check_number("nu", nu)
         self.negatives = negatives
+        self.generator = check_generator(generator)
         self.learn_beta = check_flag("learn_beta", learn_beta)
         self.num_classes = None if num_classes is None else check_count("num_classes", num_classes)
         start = torch.full((num_classes or 1,), check_number("beta", beta))
@@ -89,7 +101,13 @@ class MarginLoss(PairLoss):
     def _of_pairs(self, pairs: Pairs) -> Tensor | AnchorSums:
         boundary = self._boundary(pairs.labels)
         rows = margin_rows(
-            pairs, boundary, self.margin, self.metric, self.positives, self.negatives
+            pairs,
+            boundary,
+            self.margin,
+            self.metric,
+            self.positives,
+            self.negatives,
+            self.generator,
         )
         return self._reduce(rows, boundary)
 

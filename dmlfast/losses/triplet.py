@@ -10,10 +10,10 @@ from torch import Tensor
 from dmlfast import functional
 from dmlfast.losses._base import Given, PairLoss
 from dmlfast.losses._pair_lists import triplet_distances, triplets_of
-from dmlfast.ops._arguments import Pairs, check_number, check_option
+from dmlfast.ops._arguments import Pairs, check_generator, check_number
 from dmlfast.ops._partners import call
 from dmlfast.ops._reduction import is_active, reduce
-from dmlfast.ops.contrast import NEGATIVES, AnchorSums
+from dmlfast.ops.contrast import AnchorSums, check_negatives
 
 
 class TripletMarginLoss(PairLoss):
@@ -26,7 +26,10 @@ class TripletMarginLoss(PairLoss):
         margin: in units of the metric, 0.05 by default.
         positives: "all" (default), "nearest" (EPS) or "farthest"; see
             `dmlfast.functional.triplet_margin_loss`.
-        negatives: "all" (default), "hardest" or "semihard".
+        negatives: "all" (default), "hardest", "semihard" or, with one positive,
+            "distance_weighted".
+        generator: what decides the draws of "distance_weighted", torch's own by default. Its
+            state is not in the state dict.
         metric: "euclidean" (default), "sqeuclidean", "cosine" or "dot".
         normalize: scale the embeddings to unit L2 norm first (default), in float32 for 16-bit
             embeddings; a zero vector stays zero.
@@ -35,7 +38,7 @@ class TripletMarginLoss(PairLoss):
 
     Raises:
         TypeError: a keyword that this loss does not take, or a wrong type.
-        ValueError: an unknown option.
+        ValueError: an unknown option, or "distance_weighted" negatives of all positives.
     """
 
     shown = ("margin", "positives", "negatives", "metric", "normalize", "reduction")
@@ -46,6 +49,7 @@ class TripletMarginLoss(PairLoss):
         *,
         positives: str = "all",
         negatives: str = "all",
+        generator: torch.Generator | None = None,
         metric: str = "euclidean",
         normalize: bool = True,
         reduction: str = "mean",
@@ -59,7 +63,9 @@ class TripletMarginLoss(PairLoss):
             unknown=unknown,
         )
         self.margin = check_number("margin", margin)
-        self.negatives = check_option("negatives", negatives, NEGATIVES)
+        check_negatives(positives, negatives)
+        self.negatives = negatives
+        self.generator = check_generator(generator)
 
     def _of_pairs(self, pairs: Pairs) -> Tensor | AnchorSums:
         return call(
@@ -69,6 +75,7 @@ class TripletMarginLoss(PairLoss):
             metric=self.metric,
             positives=self.positives,
             negatives=self.negatives,
+            generator=self.generator,
             reduction=self.reduction,
         )
 

@@ -142,6 +142,13 @@ def check_flag(name: str, value: object) -> bool:
     return value
 
 
+def check_generator(value: object) -> torch.Generator | None:
+    """Raises TypeError unless `value` is a generator or None."""
+    if value is not None and not isinstance(value, torch.Generator):
+        raise TypeError(f"generator: expected a torch.Generator or None, got {describe(value)}")
+    return value
+
+
 def check_option(name: str, value: object, options: tuple[str, ...]) -> str:
     """Raises ValueError unless `value` is one of the options."""
     if not isinstance(value, str) or value not in options:

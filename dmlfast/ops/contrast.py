@@ -10,6 +10,7 @@ from torch import Tensor
 from dmlfast.ops._arguments import (
     METRICS,
     Pairs,
+    check_generator,
     check_number,
     check_option,
     check_pairs,
@@ -24,10 +25,11 @@ from dmlfast.ops.neighbors import (
     nearest_positive,
     semihard_negative,
 )
+from dmlfast.ops.neighbors_sample import sample_negative
 from dmlfast.reference import contrast as reference
 
 POSITIVES = ("all", "nearest", "farthest")
-NEGATIVES = ("all", "hardest", "semihard")
+NEGATIVES = ("all", "hardest", "semihard", "distance_weighted")
 
 
 class AnchorSums(NamedTuple):
@@ -53,6 +55,7 @@ def triplet_margin_loss(
     metric: str = "euclidean",
     positives: str = "all",
     negatives: str = "all",
+    generator: torch.Generator | None = None,
     reduction: str = "mean",
 ) -> Tensor | AnchorSums:
     """Triplet margin loss [distance to positive - distance to negative + margin]_+.
@@ -69,9 +72,12 @@ def triplet_margin_loss(
         metric: "euclidean", "sqeuclidean", "cosine" or "dot".
         positives: "all" (every same-class reference makes triplets of its own), "nearest" or
             "farthest".
-        negatives: "all" (every other-class reference), "hardest" (the nearest), or "semihard"
-            (the nearest one farther away than the positive of the triplet, none if there is no
-            such).
+        negatives: "all" (every other-class reference), "hardest" (the nearest), "semihard" (the
+            nearest one farther away than the positive of the triplet, none if there is no such),
+            or, with one positive, "distance_weighted": one that `sample_negative` draws with its
+            default cutoffs, which are meant for rows of norm 1.
+        generator: what decides the draws; torch's own of the CPU by default. Not looked at
+            without draws.
         reduction: "mean" over the active triplets (0 when none is active), "sum", or "none".
 
     Returns:
@@ -83,14 +89,16 @@ def triplet_margin_loss(
     Memory: O((N + M)·d), whatever the number of triplets; deterministic.
 
     Raises:
-        TypeError: something is not a tensor or number, or has a wrong dtype.
-        ValueError: a wrong shape, device or option.
+        TypeError: something is not a tensor, number or generator, or has a wrong dtype.
+        ValueError: a wrong shape, device or option, or drawn negatives of all positives.
 
-    Source: Schroff et al., "FaceNet", CVPR 2015; nearest positive: Levi et al., ICCV 2021.
+    Source: Schroff et al., "FaceNet", CVPR 2015; nearest positive: Levi et al., ICCV 2021;
+    distance-weighted negatives: Wu et al., ICCV 2017.
     """
     margin = check_number("margin", margin)
     check_option("positives", positives, POSITIVES)
-    check_option("negatives", negatives, NEGATIVES)
+    check_negatives(positives, negatives)
+    check_generator(generator)
     check_option("reduction", reduction, REDUCTIONS)
     if "all" in (positives, negatives):
         check_option("metric", metric, METRICS)
@@ -98,25 +106,39 @@ def triplet_margin_loss(
         sums = AnchorSums(*_triplet(pairs, metric, positives, negatives, margin))
         return sums if reduction == "none" else reduce(*sums, reduction)
     positive_of = nearest_positive if positives == "nearest" else farthest_positive
-    positive = positive_of(
-        x, labels, references, reference_labels, self_index=self_index, metric=metric
-    )
+    rows = x, labels, references, reference_labels
+    positive = positive_of(*rows, self_index=self_index, metric=metric)
     if negatives == "hardest":
-        negative = hardest_negative(
-            x, labels, references, reference_labels, self_index=self_index, metric=metric
+        negative = hardest_negative(*rows, self_index=self_index, metric=metric)
+    elif negatives == "semihard":
+        negative = semihard_negative(
+            *rows, beyond=positive.distance, self_index=self_index, metric=metric
         )
     else:
-        negative = semihard_negative(
-            x,
-            labels,
-            references,
-            reference_labels,
-            beyond=positive.distance,
-            self_index=self_index,
-            metric=metric,
-        )
+        negative = sample_negative(*rows, self_index=self_index, metric=metric, generator=generator)
     loss = _one_triplet(x, positive, negative, margin)
     return loss if reduction == "none" else reduce(loss, is_active(loss), reduction)
+
+
+def check_negatives(
+    positives: str, negatives: str, of_all: tuple[str, ...] = ("all", "hardest", "semihard")
+) -> None:
+    """Raises ValueError unless a loss has these negatives for these positives.
+
+    `of_all` are those that it has for all positives.
+    """
+    check_option("negatives", negatives, NEGATIVES)
+    if positives != "all" or negatives in of_all:
+        return
+    advice = "use one positive"
+    if negatives == "distance_weighted":
+        advice += (
+            ", or indices_tuple=dmlfast.miners.DistanceWeightedMiner()(embeddings, labels), which "
+            "draws for every positive pair"
+        )
+    raise ValueError(
+        f'negatives: expected one of {of_all} with positives="all", got {negatives!r}; {advice}'
+    )
 
 
 def _one_triplet(x: Tensor, positive: Selection, negative: Selection, margin: float) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from dmlfast.ops._arguments import (
     Pairs,
+    check_generator,
     check_number,
-    check_option,
     check_tensor,
     describe,
     distance_dtype,
@@ -24,9 +24,10 @@ from dmlfast.ops._partners import (
     partner_counts,
 )
 from dmlfast.ops._reduction import is_active, reduce
-from dmlfast.ops.contrast import NEGATIVES, AnchorSums
+from dmlfast.ops.contrast import AnchorSums, check_negatives
 from dmlfast.ops.contrast_sums import ContrastSums, contrast_sums
 from dmlfast.ops.neighbors import hardest_negative, semihard_negative
+from dmlfast.ops.neighbors_sample import sample_negative
 
 
 def contrastive_loss(
@@ -129,6 +130,7 @@ def margin_loss(
     metric: str = "euclidean",
     positives: str = "all",
     negatives: str = "all",
+    generator: torch.Generator | None = None,
     reduction: str = "mean",
 ) -> Tensor | AnchorSums:
     """Margin loss: positives nearer than `boundary - margin`, negatives beyond `boundary + margin`.
@@ -150,7 +152,10 @@ def margin_loss(
         metric: "euclidean" (default), "sqeuclidean", "cosine" or "dot".
         positives: "all", "nearest" or "farthest".
         negatives: "all", "hardest" (the nearest), or, with one positive, "semihard" (the nearest
-            one farther away than the positive).
+            one farther away than the positive) or "distance_weighted": one that
+            `sample_negative` draws with its default cutoffs, which are meant for rows of norm 1.
+        generator: what decides the draws; torch's own of the CPU by default. Not looked at
+            without draws.
         reduction: "mean" over the terms greater than 0 (0 when there are none), "sum", or "none".
 
     Returns:
@@ -162,8 +167,9 @@ def margin_loss(
     Memory: O((N + M)·d), whatever the number of triplets; deterministic.
 
     Raises:
-        TypeError: something is not a tensor or number, or has a wrong dtype.
-        ValueError: a wrong shape, device or option, or "semihard" negatives of all positives.
+        TypeError: something is not a tensor, number or generator, or has a wrong dtype.
+        ValueError: a wrong shape, device or option, or semi-hard or drawn negatives of all
+            positives.
 
     Source: Wu et al., "Sampling matters in deep embedding learning", ICCV 2017; nearest positive:
     Levi et al., ICCV 2021.
@@ -171,7 +177,7 @@ def margin_loss(
     pairs = check_loss(
         x, labels, references, reference_labels, self_index, metric, positives, reduction
     )
-    rows = margin_rows(pairs, boundary, margin, metric, positives, negatives)
+    rows = margin_rows(pairs, boundary, margin, metric, positives, negatives, generator)
     sums = AnchorSums(rows.loss, rows.active)
     return sums if reduction == "none" else reduce(*sums, reduction)
 
@@ -183,14 +189,18 @@ def margin_rows(
     metric: str,
     positives: str,
     negatives: str,
+    generator: torch.Generator | None = None,
 ) -> MarginRows:
     """The losses of `margin_loss` before they are reduced; raises alike."""
     check_margin_options(positives, negatives)
+    check_generator(generator)
     margin = check_number("margin", margin)
     middle = _check_boundary(boundary, pairs.x)
     near, far = middle - margin, middle + margin
     positive = None if positives == "all" else one_positive(pairs, metric, positives)
-    negative = None if negatives == "all" else _one_negative(pairs, metric, negatives, positive)
+    negative = None
+    if negatives != "all":
+        negative = _one_negative(pairs, metric, negatives, positive, generator)
     if positive is None or negative is None:
         sums = contrast_sums(
             pairs,
@@ -217,18 +227,21 @@ def margin_rows(
 
 def check_margin_options(positives: str, negatives: str) -> None:
     """Raises ValueError unless `margin_loss` has these negatives for these positives."""
-    check_option("negatives", negatives, NEGATIVES)
-    if negatives == "semihard" and positives == "all":
-        raise ValueError(
-            'negatives: expected "all" or "hardest" with positives="all", as a semi-hard negative '
-            "is one of a single positive, got 'semihard'"
-        )
+    # A semi-hard negative is one of a single positive.
+    check_negatives(positives, negatives, of_all=("all", "hardest"))
 
 
 def _one_negative(
-    pairs: Pairs, metric: str, negatives: str, positive: OnePartner | None
+    pairs: Pairs,
+    metric: str,
+    negatives: str,
+    positive: OnePartner | None,
+    generator: torch.Generator | None,
 ) -> OnePartner:
     """The only negative of each anchor; other ways to choose one belong here."""
+    if negatives == "distance_weighted":
+        drawn = call(sample_negative, pairs, metric=metric, generator=generator)
+        return one_partner(pairs, drawn)
     if negatives == "hardest" or positive is None:
         return one_partner(pairs, call(hardest_negative, pairs, metric=metric))
     chosen = call(semihard_negative, pairs, beyond=positive.selected, metric=metric)

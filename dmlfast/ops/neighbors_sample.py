@@ -10,6 +10,7 @@ from torch import Tensor
 from dmlfast.ops._arguments import (
     METRICS,
     Pairs,
+    check_generator,
     check_number,
     check_option,
     check_pairs,
@@ -73,7 +74,8 @@ def sample_negative(
         cutoff: least distance D in a weight, 1e-100 or more.
         nonzero_loss_cutoff: distance D from which on weights are 0, greater than 0; may be +inf.
         metric: "euclidean", "sqeuclidean", "cosine" or "dot": that of the returned distance.
-        generator: of any device; torch's own of the CPU by default.
+        generator: of any device; torch's own of the CPU by default, and alone under
+            torch.compile(fullgraph=True).
 
     Returns:
         Selection with (N,) distance, differentiable once in `x` and `references`, and (N,) index:
@@ -100,10 +102,7 @@ def sample_negative(
         raise ValueError(
             f"nonzero_loss_cutoff: expected a number greater than 0, got {nonzero_loss_cutoff}"
         )
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(
-            f"generator: expected a torch.Generator or None, got {type(generator).__name__}"
-        )
+    check_generator(generator)
     uniform = _uniform(pairs.x.shape[0], pairs.x.device, generator)
     order, reference_order = pairs.orders()
     distance, index = operators("neighbors_sample", pairs.x.device).neighbors_sample(
