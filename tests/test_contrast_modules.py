@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from functools import partial
 from itertools import product
@@ -334,62 +333,6 @@ def test_autocast_leaves_the_dtype_it_receives(name):
     expected = loss(x, labels)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(loss(x, labels), expected)
-
-
-# --- the cross-batch memory -----------------------------------------------------------------------
-
-BATCHES = [make("random", 10, 6, 4, seed=seed) for seed in range(4)]
-
-
-@each_pair_loss
-@pytest.mark.parametrize("positives", ["all", "nearest"])
-def test_in_a_cross_batch_memory_no_anchor_meets_its_own_copy(name, positives):
-    # With its default margin this loss does not see a pair at distance 0.
-    options = {"pos_margin": -1.0} if name == "ContrastiveLoss" else {}
-    loss = getattr(losses, name)(positives=positives, **options)
-    memory = losses.CrossBatchMemory(copy.deepcopy(loss), 6, memory_size=24)
-    for x, labels in BATCHES:
-        actual = memory(x, labels)
-    # The queue holds the last 24 rows, the batch being the last 10 of these.
-    seen, classes = (torch.cat([b[i] for b in BATCHES])[-24:] for i in (0, 1))
-    x, labels = BATCHES[-1]
-    expected = loss(x, labels, ref_emb=seen, ref_labels=classes, self_index=torch.arange(14, 24))
-    assert actual > 0
-    assert actual.item() == pytest.approx(expected.item(), rel=1e-5)
-    copied = loss(x, labels, ref_emb=seen, ref_labels=classes)
-    assert actual.item() != pytest.approx(copied.item(), rel=1e-3)
-
-
-@each_pair_loss
-def test_in_a_cross_batch_memory_a_miners_pairs_leave_out_the_own_copy(name):
-    # The nearest positive of every anchor is its own copy: without it other losses keep nothing,
-    # and NCA must not compare with it either.
-    memory = losses.CrossBatchMemory(
-        getattr(losses, name)(),
-        6,
-        memory_size=24,
-        miner=pml_miners.BatchEasyHardMiner("easy", "all"),
-    )
-    x, labels = BATCHES[0]
-    actual = memory(x, labels)
-    assert actual.isfinite()
-    if name == "NCALoss":
-        left = [(i, j) for i, (_, negative) in enumerate(oracle.partners(labels)) for j in negative]
-        none = torch.empty(0, dtype=torch.int64)
-        indices = (none, none, *(torch.tensor(column) for column in zip(*left, strict=True)))
-        call = {"ref_emb": x, "ref_labels": labels, "self_index": torch.arange(10)}
-        expected = losses.NCALoss()(x, labels, indices, **call)
-        assert actual.item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("name", ["NPairsLoss", *PROXY_LOSSES])
-def test_a_loss_without_references_is_refused_by_the_memory_and_refuses_them(name):
-    loss = proxy_pair(name)[0] if name in PROXY_LOSSES else losses.NPairsLoss()
-    with pytest.raises(TypeError, match="loss: expected a loss module of dmlfast whose call takes"):
-        losses.CrossBatchMemory(loss, 6)
-    x, labels = batch()
-    with pytest.raises(ValueError, match=f"ref_emb: expected None, as {name} takes no references"):
-        loss(x, labels, ref_emb=x)
 
 
 # --- state and construction -----------------------------------------------------------------------
