@@ -577,10 +577,11 @@ def test_compiles_whole_forward_and_backward(backend, dynamic):
     torch.compiler.reset()
 
 
-def test_needs_no_matrix_of_pairs(resident_growth: Callable):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_needs_no_matrix_of_pairs(resident_growth: Callable, dtype: torch.dtype):
     # One 4096 x 4096 matrix in float32 would be 67 MB.
     growth = resident_growth(
-        "x = torch.randn(4096, 16, requires_grad=True); labels = torch.arange(4096) % 8",
+        f"x = torch.randn(4096, 16).to({dtype}).requires_grad_();labels = torch.arange(4096) % 8",
         "F.info_nce_loss(x, labels).backward()",
     )
     assert growth < 4096 * 4096 * 4 / 2

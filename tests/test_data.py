@@ -679,6 +679,11 @@ class TestMPerClassSampler:
         labels = torch.tensor([0, 0, 1, 1, 2, 2])
         assert list(sampler(labels.to(dtype))) == list(sampler(labels))
 
+    @pytest.mark.parametrize("offset", [2**24, 2**53, -(2**62)])
+    def test_labels_that_no_float_tells_apart_are_different_classes(self, offset: int) -> None:
+        labels = torch.arange(12) % 4
+        assert list(sampler(labels + offset)) == list(sampler(labels))
+
     @pytest.mark.parametrize(
         ("settings", "error", "message"),
         [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import pytest
@@ -312,6 +312,30 @@ def test_chunks_do_not_change_the_metrics(monkeypatch: pytest.MonkeyPatch) -> No
 def test_k_beyond_the_references_is_clipped() -> None:
     got = evaluate_retrieval(randn(3, 2), torch.zeros(3, dtype=torch.int64), recall_at=(1, 50))
     assert values(got) == [1.0] * 4
+
+
+def test_no_more_neighbours_are_searched_than_the_metrics_look_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+    searcher = retrieval._searcher
+
+    def spy(queries: Tensor, references: Tensor, metric: str) -> Callable[[Tensor, int], Tensor]:
+        search = searcher(queries, references, metric)
+
+        def noted(rows: Tensor, k: int) -> Tensor:
+            asked.append(k)
+            return search(rows, k)
+
+        return noted
+
+    monkeypatch.setattr(retrieval, "_searcher", spy)
+    # 4 rows a class, so 3 relevant ones; within a set the query itself is found too.
+    x, labels = randn(400, 4), torch.arange(400) // 4
+    evaluate_retrieval(x, labels, recall_at=(1,))
+    evaluate_retrieval(x, labels, recall_at=(1, 8))
+    evaluate_retrieval(x[:40], labels[:40], x, labels, recall_at=(1,))
+    assert asked == [3 + 1, 8 + 1, 4]
 
 
 def test_inputs_are_left_unchanged() -> None:

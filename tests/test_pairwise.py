@@ -123,6 +123,19 @@ def test_near_duplicates_keep_their_digits(metric, backend, gap):
     assert torch.equal(distance.diagonal(), torch.zeros(80, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("metric", EUCLIDEAN)
+@each_backend
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("rows", [5, 26, 300])
+def test_the_diagonal_of_a_batch_is_0(metric, backend, dtype, rows):
+    # The expanded square loses about |x|^2 = 4000 times the rounding error there.
+    x = 3 * torch.randn(rows, 512, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with use_backend(backend):
+        distance = F.pairwise_distance(x, metric=metric)
+    assert torch.equal(distance.diagonal(), torch.zeros(rows))
+    assert (distance > 0).sum() == rows * (rows - 1)
+
+
 @each_metric
 @each_backend
 def test_a_batch_is_its_own_reference_set(metric, backend):
