@@ -420,3 +420,26 @@ def test_a_command_that_cannot_be_is_one_sentence(
 def test_an_unknown_workload_is_a_wrong_use(capsys):
     assert main(["bench", "--workload", "nothing"]) == 2
     assert "eps_triplet" in capsys.readouterr().err
+
+
+def test_contestants_draw_alike():
+    pytest.importorskip("pytorch_metric_learning")
+    workload = WORKLOADS["sample_negative"]
+    inputs = Inputs.of(Case(64, 16))
+    draws = {}
+    with torch.random.fork_rng(devices=[]):
+        for contestant, make in workload.contestants.items():
+            if contestant == "product":
+                continue
+            torch.manual_seed(0)
+            step = make(inputs)
+            draws[contestant] = torch.cat([step() for _ in range(100)])
+    assert torch.equal(draws["reference"], draws["kernel"])
+    assert all((distance < 1.4).all() for distance in draws.values())
+    mean = draws["kernel"].mean()
+    # 6400 draws at least: the error of a difference of their means.
+    error = draws["kernel"].std() * (2 / 6400) ** 0.5
+    assert all((distance.mean() - mean).abs() < 4 * error for distance in draws.values())
+    # Uniform draws are much farther away.
+    negative = inputs.labels[:, None] != inputs.labels
+    assert torch.cdist(inputs.x, inputs.x)[negative].mean() - mean > 20 * error

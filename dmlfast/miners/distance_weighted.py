@@ -22,7 +22,8 @@ class DistanceWeightedMiner(Miner):
     density of Euclidean distances on the sphere, as `dmlfast.functional.sample_negative` says.
 
     Returns (anchor, positive, negative), (K,) int64, anchors and then positives ascending: every
-    positive pair once, where pytorch-metric-learning draws as many positives with replacement.
+    positive pair once, where pytorch-metric-learning draws positives with replacement, for each
+    anchor as many as its class has samples.
     As there, pairs of an anchor all of whose negatives are at `nonzero_loss_cutoff` or farther
     are left out; so are rows that are not finite.
 

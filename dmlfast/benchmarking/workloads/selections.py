@@ -7,12 +7,15 @@ from torch import Tensor
 
 from dmlfast.benchmarking.workload import Case, Inputs, Step, Workload
 from dmlfast.benchmarking.workloads._contestants import on_reference, product
-from dmlfast.functional import nearest_neighbors, nearest_positive
+from dmlfast.functional import nearest_neighbors, nearest_positive, sample_negative
 
 __all__ = ["WORKLOADS"]
 
 # Neighbors of each sample, itself not among them.
 NEIGHBORS = 16
+
+# The defaults of `sample_negative`.
+CUTOFF, NONZERO_LOSS_CUTOFF = 0.5, 1.4
 
 
 def _clone(inputs: Inputs) -> Step:
@@ -79,6 +82,46 @@ def _keops(inputs: Inputs) -> Step:
     return step
 
 
+def _sample_negative(inputs: Inputs) -> Step:
+    return lambda: sample_negative(inputs.x, inputs.labels).distance
+
+
+def _weights_and_multinomial(inputs: Inputs) -> Step:
+    x, labels = inputs.x, inputs.labels
+    dimensions = x.shape[1]
+
+    def step() -> Tensor:
+        distance = torch.cdist(x, x)
+        bounded = distance.clamp(min=CUTOFF)
+        cosines = (1 - bounded.square() / 4).clamp(min=1e-8)
+        weight = (2 - dimensions) * bounded.log() - (dimensions - 3) / 2 * cosines.log()
+        negative = labels[:, None] != labels
+        near = negative & (distance < NONZERO_LOSS_CUTOFF)
+        weight = torch.where(near.any(1, keepdim=True), weight, 0)
+        candidate = torch.where(near.any(1, keepdim=True), near, negative)
+        weight = weight.masked_fill(~candidate, -torch.inf).softmax(1)
+        return distance.gather(1, weight.multinomial(1))[:, 0]
+
+    return step
+
+
+def _peer_sample(inputs: Inputs) -> Step:
+    from pytorch_metric_learning.distances import LpDistance
+    from pytorch_metric_learning.miners import DistanceWeightedMiner
+
+    x = inputs.x
+    # It insists on scaling the rows.
+    miner = DistanceWeightedMiner(CUTOFF, NONZERO_LOSS_CUTOFF, distance=LpDistance())
+
+    def step() -> Tensor:
+        # It draws for triplets: for each sample as often as its class has samples.
+        anchor, _, negative = miner(x, inputs.labels)
+        distance: Tensor = (x[anchor] - x[negative]).norm(dim=1)
+        return distance
+
+    return step
+
+
 WORKLOADS = (
     Workload(
         name="nearest_positive",
@@ -110,5 +153,20 @@ WORKLOADS = (
         yardstick="product",
         cases=(Case(16384),),
         quick=Case(1024),
+    ),
+    Workload(
+        name="sample_negative",
+        family="neighbors",
+        summary="a distance-weighted negative for each sample, without gradient",
+        contestants={
+            "product": product,
+            "kernel": _sample_negative,
+            "reference": on_reference(_sample_negative),
+            "weights and multinomial": _weights_and_multinomial,
+            "pytorch-metric-learning": _peer_sample,
+        },
+        yardstick="product",
+        cases=(Case(1024), Case(16384)),
+        quick=Case(512),
     ),
 )
