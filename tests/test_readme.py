@@ -9,6 +9,7 @@ import pytest
 
 import dmlfast
 import dmlfast.losses
+import dmlfast.miners
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -25,9 +26,10 @@ def test_the_table_names_every_function():
     assert set(re.findall(r"`(\w+)`", named.group(1))) == functions
 
 
-def test_the_table_names_every_loss():
-    named = re.search(r"\| `dmlfast\.losses` \|(.*)\|", README)
-    assert set(re.findall(r"`(\w+)`", named.group(1))) == set(dmlfast.losses.__all__)
+@pytest.mark.parametrize("module", [dmlfast.losses, dmlfast.miners], ids=lambda m: m.__name__)
+def test_the_table_names_every_class(module):
+    named = re.search(rf"\| `{re.escape(module.__name__)}` \|(.*)\|", README)
+    assert set(re.findall(r"`(\w+)`", named.group(1))) == set(module.__all__)
 
 
 def test_every_file_it_links_to_exists():
