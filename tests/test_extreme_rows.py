@@ -12,6 +12,8 @@ from torch import Tensor
 
 import dmlfast.functional as F
 from dmlfast import use_backend
+from dmlfast.ops._arguments import check_pairs
+from dmlfast.ops.contrast_sums import contrast_sums
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(40, 8, generator=GENERATOR)
@@ -85,9 +87,6 @@ def test_a_boundary_of_nan_makes_the_gradients_of_its_anchor_nan(backend):
 @pytest.mark.parametrize("scale", [30.0, 1000.0])
 def test_weights_of_large_exponents_add_up_to_1(scale):
     # One negative each: its weight is 1, and the gradient that of the distance itself.
-    from dmlfast.ops._arguments import check_pairs
-    from dmlfast.ops.contrast_sums import contrast_sums
-
     x = (10 * X[:2]).requires_grad_()
     pairs = check_pairs(x, torch.tensor([0, 1]))
     sums = contrast_sums(
@@ -107,7 +106,10 @@ def test_an_exponent_beyond_float32_gives_infinity_not_a_number():
 @pytest.mark.parametrize("metric", ["sqeuclidean", "cosine", "dot"])
 @pytest.mark.parametrize("select", [F.hardest_negative, F.nearest_positive, F.farthest_positive])
 def test_float64_rows_with_subnormal_squares_are_selected_exactly(metric, select):
-    x = torch.randn(300, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 1e-161
+    x = (
+        torch.randn(300, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        * 1e-161
+    )
     labels = torch.arange(300) % 3
     kernel, reference = on_both(lambda: select(x, labels, metric=metric).index)
     assert torch.equal(kernel, reference)
