@@ -12,8 +12,10 @@ struct LabelledRows {
   const int64_t* labels;  // [row]
   const int64_t* order;   // [position] -> row, by ascending label
 
-  // Whether both are the same rows in the same order.
-  bool is(const LabelledRows& other) const { return rows.is(other.rows) && order == other.order; }
+  // Whether both are the same rows with the same labels in the same order.
+  bool is(const LabelledRows& other) const {
+    return rows.is(other.rows) && labels == other.labels && order == other.order;
+  }
 };
 
 }  // namespace dmlfast::cpu
