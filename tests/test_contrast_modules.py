@@ -318,10 +318,11 @@ def test_compiles_whole(name, length):
 
 @pytest.mark.parametrize("name", PAIR_LOSSES)
 @pytest.mark.parametrize("place", [0, 1])
-def test_an_index_out_of_range_is_refused(name, place):
+@pytest.mark.parametrize("index", [40, -1])
+def test_an_index_out_of_range_is_refused(name, place, index):
     x, labels = batch()
-    indices = [index.clone() for index in TRIPLETS]
-    indices[place][2] = 40
+    indices = [tensor.clone() for tensor in TRIPLETS]
+    indices[place][2] = index
     with pytest.raises(IndexError, match=r"out of (range|bounds)"):
         getattr(losses, name)()(x, labels, tuple(indices))
 

@@ -60,7 +60,9 @@ def markdown(results: Results, folder: str) -> str:
         "",
         *(f"- {name}: {machine[name]}" for name in _MACHINE if name in machine),
         "- versions: " + ", ".join(f"{name} {number}" for name, number in _versions(results)),
-        f"- rounds: {settings['rounds']:g}; memory budget: {settings['budget_gib']:g} GiB; "
+        f"- rounds: at most {settings['rounds']:g}, none after {settings['patience']:g} s of steps"
+        " (a slow contestant may have one)",
+        f"- memory budget: {settings['budget_gib']:g} GiB; "
         f"too slow: over {settings['deadline']:g} s",
         f"- peak: {results['peak_operations_per_second'] / 1e9:.0f} GFLOP/s of float32 "
         "multiply-adds",

@@ -17,6 +17,7 @@ from dmlfast.ops._arguments import (
     check_option,
     check_pairs,
     check_references,
+    describe,
 )
 from dmlfast.ops._reduction import REDUCTIONS
 from dmlfast.ops.contrast import POSITIVES, AnchorSums
@@ -127,8 +128,8 @@ class PairLoss(EmbeddingLoss):
 
         Raises:
             TypeError: something is not a tensor or has a wrong dtype.
-            ValueError: a wrong shape or device, `ref_emb` without `ref_labels`, or `self_index`
-                without `ref_emb`.
+            ValueError: a wrong shape or device; without `indices_tuple` also `ref_emb` without
+                `ref_labels`, or `self_index` without `ref_emb`.
         """
         if indices_tuple is not None:
             x, references = self._rows(embeddings, ref_emb)
@@ -174,7 +175,9 @@ def no_references(owner: str, ref_emb: object, ref_labels: object) -> None:
     """Raises ValueError unless both are None, for a loss that compares with nothing else."""
     for name, value in (("ref_emb", ref_emb), ("ref_labels", ref_labels)):
         if value is not None:
-            raise ValueError(f"{name}: expected None, as {owner} takes no references")
+            raise ValueError(
+                f"{name}: expected None, as {owner} takes no references, got {describe(value)}"
+            )
 
 
 def promoted(x: Tensor, parameter: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from dmlfast.ops._arguments import (
     describe,
 )
 from dmlfast.ops.contrast import AnchorSums
+from dmlfast.ops.contrast_sums import ContrastSums
 
 
 class CrossBatchMemory(nn.Module):
@@ -93,7 +94,7 @@ class CrossBatchMemory(nn.Module):
         labels: Tensor,
         indices_tuple: tuple[Tensor, ...] | None = None,
         enqueue_mask: Tensor | None = None,
-    ) -> Tensor | AnchorSums:
+    ) -> Tensor | AnchorSums | ContrastSums:
         """Enqueues the batch and computes its loss against the queue.
 
         Args:
@@ -146,7 +147,7 @@ class CrossBatchMemory(nn.Module):
         reference_labels = self.label_memory.clone()
         if self.miner is not None:
             indices = self._mine(self.miner, x, classes, references, reference_labels, own)
-        loss: Tensor | AnchorSums
+        loss: Tensor | AnchorSums | ContrastSums
         if indices is None:
             loss = self.loss(
                 x, classes, ref_emb=references, ref_labels=reference_labels, self_index=own

@@ -133,7 +133,10 @@ class MarginLoss(PairLoss):
 
     def _boundary(self, labels: Tensor) -> Tensor:
         """The boundary of all anchors, (), or that of each, (N,)."""
-        return self.beta[0] if self.num_classes is None else self.beta[labels]
+        if self.num_classes is None:
+            return self.beta[0]
+        # Not beta[labels], which counts negative labels from the end.
+        return torch.nn.functional.embedding(labels, self.beta[:, None])[:, 0]
 
     def _reduce(self, rows: MarginRows, boundary: Tensor) -> Tensor | AnchorSums:
         if self.reduction == "none":

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from dmlfast import functional
 from dmlfast.losses._base import NAMES, EmbeddingLoss, no_references, promoted
 from dmlfast.losses._pair_lists import anchors_of, index_lists, row_weights
-from dmlfast.ops._arguments import METRICS, check_count, check_number, check_pairs, check_positive
+from dmlfast.ops._arguments import (
+    METRICS,
+    check_count,
+    check_number,
+    check_pairs,
+    check_positive,
+    describe,
+)
 from dmlfast.ops._reduction import reduce, reduce_over_rows
 from dmlfast.ops.contrast_proxies import proxy_pairs
 from dmlfast.ops.contrast_softmax import nca_rows
@@ -74,6 +81,10 @@ class _ProxyLoss(EmbeddingLoss):
         """
         no_references(type(self).__name__, ref_emb, ref_labels)
         pairs = check_pairs(embeddings, labels, names=NAMES)
+        if pairs.x.shape[1] != self.embedding_size:
+            raise ValueError(
+                f"embeddings: expected {self.embedding_size} dimensions, got {describe(pairs.x)}"
+            )
         weights = None
         if indices_tuple is not None:
             indices = index_lists(indices_tuple, pairs.x.device)

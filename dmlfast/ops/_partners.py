@@ -93,7 +93,8 @@ def partner_counts(pairs: Pairs) -> tuple[Tensor, Tensor]:
     others = finite.sum() - same
     if pairs.self_index is None:
         return same, others
-    own = pairs.self_index.clamp(min=0)
-    counted = (pairs.self_index >= 0) & finite[own]
+    known = (pairs.self_index >= 0) & (pairs.self_index < finite.shape[0])
+    own = torch.where(known, pairs.self_index, 0)
+    counted = known & finite[own]
     own_same = pairs.reference_labels[own] == pairs.labels
     return same - (counted & own_same).long(), others - (counted & ~own_same).long()

@@ -10,6 +10,7 @@ from dmlfast._normalize import unit_rows
 from dmlfast.ops._arguments import (
     METRICS,
     Pairs,
+    check_count,
     check_embeddings,
     check_integers,
     check_number,
@@ -233,8 +234,9 @@ def soft_triple_loss(
         A scalar, or (N,) losses with reduction "none". float64 for float64 inputs, else float32.
         Differentiable in `x` and `centers`.
 
-    Memory: O((N + C K)·d) and a block of 32 MB: plain torch over blocks of rows, which the
-    backward pass computes again. A label outside [0, C) is torch's own IndexError.
+    Memory: plain torch over blocks of rows, which the backward pass computes again: several
+    temporaries of 2^22 elements, and in training some kB a row. A label outside [0, C) is torch's
+    own RuntimeError.
 
     Raises:
         TypeError: something is not a tensor or number, or has a wrong dtype.
@@ -250,7 +252,7 @@ def soft_triple_loss(
     embeddings = check_embeddings("x", x)
     classes = check_integers("labels", labels, embeddings.shape[0], embeddings.device)
     others = check_references("centers", centers, "x", embeddings)
-    if centers_per_class < 1 or others.shape[0] % centers_per_class:
+    if others.shape[0] % check_count("centers_per_class", centers_per_class):
         raise ValueError(
             f"centers: expected a multiple of {centers_per_class} rows, got {describe(others)}"
         )
@@ -261,7 +263,9 @@ def soft_triple_loss(
 
     def block(part: Tensor, own: Tensor, columns: Tensor) -> Tensor:
         with torch.autocast(part.device.type, enabled=False):
-            similarity = (part @ columns.T).view(part.shape[0], -1, centers_per_class)
+            similarity = (part @ columns.T).view(
+                part.shape[0], others.shape[0] // centers_per_class, centers_per_class
+            )
         relaxed = ((similarity / gamma).softmax(2) * similarity).sum(2)
         taken = torch.nn.functional.one_hot(own, relaxed.shape[1]) * margin
         return torch.nn.functional.cross_entropy(la * (relaxed - taken), own, reduction="none")

@@ -71,14 +71,16 @@ def multi_similarity_loss(
     learning", CVPR 2019, equation 16.
     """
     alpha, beta = check_positive("alpha", alpha), check_positive("beta", beta)
-    turn = base_distance(check_number("base", base), metric)
+    base = check_number("base", base)
+    if epsilon is not None:
+        epsilon = check_number("epsilon", epsilon)
     pairs = check_loss(
         x, labels, references, reference_labels, self_index, metric, positives, reduction
     )
+    turn = base_distance(base, metric)
     one = None if positives == "all" else one_positive(pairs, metric, positives)
     positive_bound = negative_bound = None
     if epsilon is not None:
-        epsilon = check_number("epsilon", epsilon)
         if one is None:
             positive_bound, negative_bound = _mining_bounds(pairs, metric, epsilon)
         else:
