@@ -31,25 +31,12 @@ using torch::stable::Tensor;
 // Values of one block of anchors: 32 MiB of float64, and never less than a panel of anchors.
 constexpr int64_t kBlockValues = int64_t{1} << 22;
 
-ValueRowsFunction value_rows_function() {
-  switch (active_isa()) {
-#ifdef DMLFAST_X86
-    case Isa::avx2:
-      return avx2::value_rows;
-    case Isa::avx512:
-      return avx512::value_rows;
-#endif
-    default:
-      return baseline::value_rows;
-  }
-}
-
 // Packed anchors and references of a triplet loss.
 class TripletProblem {
  public:
   TripletProblem(const PackedPair& packed, const std::optional<Tensor>& self_index,
                  const TripletOptions& options)
-      : packed_(packed), options_(options), value_rows_(value_rows_function()) {
+      : packed_(packed), options_(options), value_rows_(DMLFAST_OF_ISA(value_rows)) {
     self_ = self_index ? self_index->const_data_ptr<int64_t>() : nullptr;
   }
 

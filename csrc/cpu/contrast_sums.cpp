@@ -34,19 +34,6 @@ constexpr float kFloatInfinity = std::numeric_limits<float>::infinity();
 // inverses, leave the range of float32.
 constexpr double kGreatestExponent = 60.0;
 
-SumFunction sum_function() {
-  switch (active_isa()) {
-#ifdef DMLFAST_X86
-    case Isa::avx2:
-      return avx2::contrast_sums;
-    case Isa::avx512:
-      return avx512::contrast_sums;
-#endif
-    default:
-      return baseline::contrast_sums;
-  }
-}
-
 SumForm form_of(const std::string& name) {
   if (name == "none") {
     return SumForm::none;
@@ -319,7 +306,7 @@ class Sums {
     }
     const SumTask task{pair_.task(x, y), pair_.class_begin(), pair_.class_end(),
                        positive_.view(positive), negative_.view(negative)};
-    const SumFunction add = sum_function();
+    const SumFunction add = DMLFAST_OF_ISA(contrast_sums);
     meet_all(task.walk, [&](Span rows, Span columns) { add(task, rows, columns); });
   }
 

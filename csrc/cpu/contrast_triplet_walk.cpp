@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "engine/block_schedule.h"
+#include "engine/class_ranges.h"
 #include "engine/gradient_matrix.h"
 #include "engine/isa.h"
 #include "engine/upstream.h"
@@ -19,17 +20,18 @@ namespace {
 // With more positives sorting an anchor's negatives is faster than comparing them with each.
 constexpr int64_t kMostPositives = 32;
 
-TripletFunction triplet_function() {
-  switch (active_isa()) {
-#ifdef DMLFAST_X86
-    case Isa::avx2:
-      return avx2::triplets;
-    case Isa::avx512:
-      return avx512::triplets;
-#endif
-    default:
-      return baseline::triplets;
-  }
+// The positives of the anchor that has the most.
+int64_t most_positives(const LabelledRows& anchors, const LabelledRows& references,
+                       const int64_t* self_index) {
+  int64_t most = 0;
+  for_class_ranges(anchors, references, [&](int64_t i, int64_t begin, int64_t end) {
+    const int64_t anchor = anchors.order[i];
+    const int64_t self = self_index == nullptr ? -1 : self_index[anchor];
+    const bool is_own = self >= 0 && self < references.rows.rows() &&
+                        references.labels[self] == anchors.labels[anchor];
+    most = std::max(most, end - begin - (is_own ? 1 : 0));
+  });
+  return most;
 }
 
 bool is_own_index(const int64_t* self_index, int64_t rows) {
@@ -51,12 +53,16 @@ std::unique_ptr<TripletWalk> TripletWalk::make(const LabelledRows& anchors,
       references.rows.rows() == 0 || anchors.rows.columns() == 0) {
     return nullptr;
   }
+  const int64_t positives =
+      options.positives == Positives::all ? most_positives(anchors, references, self_index) : 1;
+  if (positives > kMostPositives) {
+    return nullptr;
+  }
   const bool is_symmetric =
       !wants_gradient && anchors.is(references) && is_own_index(self_index, anchors.rows.rows());
   std::unique_ptr<TripletWalk> walk(
-      new TripletWalk(anchors, references, is_symmetric, self_index, options));
-  if (walk->positives_ > kMostPositives || walk->pair_.x().has_infinite() ||
-      walk->pair_.y().has_infinite()) {
+      new TripletWalk(anchors, references, is_symmetric, self_index, options, positives));
+  if (walk->pair_.x().has_infinite() || walk->pair_.y().has_infinite()) {
     return nullptr;
   }
   walk->set_bounds();
@@ -65,16 +71,10 @@ std::unique_ptr<TripletWalk> TripletWalk::make(const LabelledRows& anchors,
 
 TripletWalk::TripletWalk(const LabelledRows& anchors, const LabelledRows& references,
                          bool is_symmetric, const int64_t* self_index,
-                         const TripletOptions& options)
-    : options_(options), pair_(anchors, references, is_symmetric, self_index, options.metric) {
-  positives_ = options.positives == Positives::all ? 0 : 1;
-  for (int64_t i = 0; i < anchors.rows.rows() && options.positives == Positives::all; ++i) {
-    const int64_t begin = pair_.class_begin()[i];
-    const int64_t end = pair_.class_end()[i];
-    const int64_t self = pair_.self()[i];
-    positives_ = std::max(positives_, end - begin - (self >= begin && self < end ? 1 : 0));
-  }
-}
+                         const TripletOptions& options, int64_t positives)
+    : options_(options),
+      pair_(anchors, references, is_symmetric, self_index, options.metric),
+      positives_(positives) {}
 
 void TripletWalk::find_positives(int64_t position, std::vector<Positive>& positives) const {
   const auto nearer = [&](const Positive& a, const Positive& b) {
@@ -148,8 +148,8 @@ void TripletWalk::run(const GradientRows* x, const GradientRows* y) {
                          active_.data(),
                          weights_.data(),
                          hits_.data()};
-  const TripletFunction add = triplet_function();
-  meet_all(pair_.task(x, y), [&](Span a, Span b) { add(task, a, b); });
+  const TripletFunction add = DMLFAST_OF_ISA(triplets);
+  meet_all(task.walk, [&](Span a, Span b) { add(task, a, b); });
 }
 
 void TripletWalk::write_losses(torch::stable::Tensor& loss, torch::stable::Tensor& active) {

@@ -4,9 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
-#include <functional>
 #include <memory>
-#include <tuple>
 #include <vector>
 
 #include "contrast_triplet.h"
@@ -42,7 +40,7 @@ class TripletWalk {
   };
 
   TripletWalk(const LabelledRows& anchors, const LabelledRows& references, bool is_symmetric,
-              const int64_t* self_index, const TripletOptions& options);
+              const int64_t* self_index, const TripletOptions& options, int64_t positives);
 
   // The exact positives of the anchor at a position, by position; one where that is chosen.
   void find_positives(int64_t position, std::vector<Positive>& positives) const;
@@ -56,7 +54,7 @@ class TripletWalk {
 
   TripletOptions options_;
   WalkPair pair_;
-  int64_t positives_ = 0;
+  int64_t positives_;  // bounds of an anchor
   std::vector<float> bounds_;
   std::vector<double> losses_;
   std::vector<int64_t> active_;

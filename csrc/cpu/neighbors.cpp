@@ -31,19 +31,6 @@ using torch::stable::Tensor;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-SelectFunction select_function() {
-  switch (active_isa()) {
-#ifdef DMLFAST_X86
-    case Isa::avx2:
-      return avx2::select;
-    case Isa::avx512:
-      return avx512::select;
-#endif
-    default:
-      return baseline::select;
-  }
-}
-
 void fill_lower(SelectState& state, const SelectProblem& problem, const Tensor& beyond,
                 bool returns_double) {
   const double* thresholds = beyond.const_data_ptr<double>();
@@ -99,7 +86,7 @@ void select_exactly(const SelectProblem& problem, const int64_t* positions, int6
                         columns,
                         own.best_value.data(),
                         own.best_index.data()};
-  const SelectFunction select = select_function();
+  const SelectFunction select = DMLFAST_OF_ISA(select);
   torch::stable::parallel_for(0, anchors.panel_count, 1,
                               [&](int64_t begin, int64_t end) { select(task, begin, end); });
   for (int64_t i = 0; i < count; ++i) {

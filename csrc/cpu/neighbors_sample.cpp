@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "engine/exact_value.h"
 #include "engine/isa.h"
 #include "engine/matrix.h"
 #include "engine/pack.h"
@@ -27,36 +28,14 @@ using torch::stable::Tensor;
 // Sums kept per anchor: a draw computes one in so many of its pairs again.
 constexpr int64_t kBlocks = 64;
 
-SampleFunction sample_function() {
-  switch (active_isa()) {
-#ifdef DMLFAST_X86
-    case Isa::avx2:
-      return avx2::sample;
-    case Isa::avx512:
-      return avx512::sample;
-#endif
-    default:
-      return baseline::sample;
-  }
+double norm_of(const std::vector<double>& row) {
+  return std::sqrt(exact_sum(Metric::dot, row, row));
 }
 
 double value_between(Metric metric, const std::vector<double>& x, const std::vector<double>& y) {
-  double sum = 0.0;
-  double xx = 0.0;
-  double yy = 0.0;
-  if (sums_differences(metric)) {
-    for (size_t k = 0; k < x.size(); ++k) {
-      const double difference = x[k] - y[k];
-      sum += difference * difference;
-    }
-    return sum;
-  }
-  for (size_t k = 0; k < x.size(); ++k) {
-    sum += x[k] * y[k];
-    xx += x[k] * x[k];
-    yy += y[k] * y[k];
-  }
-  return value_of(metric, sum, std::sqrt(xx), std::sqrt(yy));
+  const bool is_cosine = metric == Metric::cosine;
+  return value_of(metric, exact_sum(metric, x, y), is_cosine ? norm_of(x) : 0.0,
+                  is_cosine ? norm_of(y) : 0.0);
 }
 
 // Draws in proportion to the weights; leaves the index of an anchor all of whose weights are 0.
@@ -81,7 +60,7 @@ void draw(const PackedPair& packed, const Tensor& order, const std::optional<Ten
   const SampleTask task{anchors,       references,     metric,       weight,
                         self.data(),   numbers.data(), block_panels, blocks,
                         scales.data(), sums.data(),    chosen.data()};
-  const SampleFunction sample = sample_function();
+  const SampleFunction sample = DMLFAST_OF_ISA(sample);
   torch::stable::parallel_for(0, anchors.panel_count, 1,
                               [&](int64_t begin, int64_t end) { sample(task, begin, end); });
   for (int64_t i = 0; i < rows; ++i) {

@@ -9,6 +9,8 @@
 #include <numeric>
 
 #include "engine/block_schedule.h"
+#include "engine/class_ranges.h"
+#include "engine/exact_value.h"
 #include "engine/isa.h"
 #include "engine/search_pair.h"
 #include "engine/self_positions.h"
@@ -29,19 +31,6 @@ constexpr double kSmallClass = 64.0;
 
 // The exact engine serves more of them in one pass.
 constexpr int64_t kMostThresholds = 4;
-
-SearchFunction search_function() {
-  switch (active_isa()) {
-#ifdef DMLFAST_X86
-    case Isa::avx2:
-      return avx2::search;
-    case Isa::avx512:
-      return avx512::search;
-#endif
-    default:
-      return baseline::search;
-  }
-}
 
 // One threshold of a problem.
 class Search {
@@ -117,7 +106,7 @@ class Search {
     const SearchTask task{
         keys,         least_.data(),  surely_.data(), twice_error_.data(), limits_.data(),
         lost_.data(), counts_.data(), keys_.get(),    positions_.get()};
-    const SearchFunction search = search_function();
+    const SearchFunction search = DMLFAST_OF_ISA(search);
     meet_all(keys, [&](Span x, Span y) { search(task, x, y); });
   }
 
@@ -156,20 +145,9 @@ class Search {
 
   double exact_value(int64_t i, int64_t position, const std::vector<double>& row,
                      const std::vector<double>& other) const {
-    double sum = 0.0;
-    if (sums_differences(problem_.metric)) {
-      for (size_t k = 0; k < row.size(); ++k) {
-        const double difference = row[k] - other[k];
-        sum += difference * difference;
-      }
-    } else {
-      for (size_t k = 0; k < row.size(); ++k) {
-        sum += row[k] * other[k];
-      }
-    }
     const bool cosine = problem_.metric == Metric::cosine;
-    return value_of(problem_.metric, sum, cosine ? x_.own_norm(i) : 0.0,
-                    cosine ? y_.own_norm(position) : 0.0);
+    return value_of(problem_.metric, exact_sum(problem_.metric, row, other),
+                    cosine ? x_.own_norm(i) : 0.0, cosine ? y_.own_norm(position) : 0.0);
   }
 
   const SelectProblem& problem_;
@@ -192,21 +170,10 @@ class Search {
 
 // Pairs of anchors and references of one class.
 double same_class_pairs(const LabelledRows& anchors, const LabelledRows& references) {
-  const int64_t count = references.rows.rows();
   double pairs = 0.0;
-  int64_t begin = 0;
-  int64_t end = 0;
-  for (int64_t i = 0; i < anchors.rows.rows(); ++i) {
-    const int64_t label = anchors.labels[anchors.order[i]];
-    while (begin < count && references.labels[references.order[begin]] < label) {
-      ++begin;
-    }
-    end = std::max(begin, end);
-    while (end < count && references.labels[references.order[end]] == label) {
-      ++end;
-    }
+  for_class_ranges(anchors, references, [&](int64_t, int64_t begin, int64_t end) {
     pairs += static_cast<double>(end - begin);
-  }
+  });
   return pairs;
 }
 

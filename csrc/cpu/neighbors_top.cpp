@@ -34,19 +34,6 @@ constexpr int64_t kExactBytes = int64_t{1} << 26;
 // With fewer references per neighbor there is little that a search could pass over.
 constexpr int64_t kReferencesPerNeighbor = 8;
 
-TopFunction top_function() {
-  switch (active_isa()) {
-#ifdef DMLFAST_X86
-    case Isa::avx2:
-      return avx2::top;
-    case Isa::avx512:
-      return avx512::top;
-#endif
-    default:
-      return baseline::top;
-  }
-}
-
 void make_room(const TopTask& task, int64_t position) {
   Neighbor* neighbors = task.neighbors + position * task.capacity;
   std::nth_element(neighbors, neighbors + task.k - 1, neighbors + task.counts[position],
@@ -104,7 +91,7 @@ class ExactTop {
                        counts.data(),
                        neighbors.get(),
                        make_room};
-    const TopFunction top = top_function();
+    const TopFunction top = DMLFAST_OF_ISA(top);
     torch::stable::parallel_for(0, task.anchors.panel_count, 1, [&](int64_t begin, int64_t end) {
       top(task, begin, end);
       for (int64_t i = begin * kPanelRows; i < std::min(end * kPanelRows, count); ++i) {

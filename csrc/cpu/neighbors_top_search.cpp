@@ -25,19 +25,6 @@ constexpr int64_t kTogether = 4;
 // An anchor whose full array keeps all but fewer candidates than this is left to the exact engine.
 constexpr int64_t kLeastRoom = 16;
 
-TopSearchFunction top_search_function() {
-  switch (active_isa()) {
-#ifdef DMLFAST_X86
-    case Isa::avx2:
-      return avx2::search_top;
-    case Isa::avx512:
-      return avx512::search_top;
-#endif
-    default:
-      return baseline::search_top;
-  }
-}
-
 // Lowers the limit of an anchor to what its keys so far allow, and drops the keys above it.
 void tighten(const TopSearchTask& task, int64_t position) {
   NearKey* begin = task.near + position * task.capacity;
@@ -135,7 +122,7 @@ class TopSearch {
   }
 
   void walk() const {
-    const TopSearchFunction search = top_search_function();
+    const TopSearchFunction search = DMLFAST_OF_ISA(search_top);
     meet_all(task_.keys, [&](Span x, Span y) { search(task_, x, y); });
   }
 

@@ -30,32 +30,6 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-DistanceFunction distance_function() {
-  switch (active_isa()) {
-#ifdef DMLFAST_X86
-    case Isa::avx2:
-      return avx2::pairwise_distances;
-    case Isa::avx512:
-      return avx512::pairwise_distances;
-#endif
-    default:
-      return baseline::pairwise_distances;
-  }
-}
-
-MomentFunction moment_function() {
-  switch (active_isa()) {
-#ifdef DMLFAST_X86
-    case Isa::avx2:
-      return avx2::pairwise_moments;
-    case Isa::avx512:
-      return avx512::pairwise_moments;
-#endif
-    default:
-      return baseline::pairwise_moments;
-  }
-}
-
 void check_rows(const Tensor& x, const std::optional<Tensor>& references) {
   check_matrix("x", x, x);
   STD_TORCH_CHECK(x.scalar_type() != ScalarType::Double,
@@ -155,7 +129,7 @@ Tensor pairwise_distance(Tensor x, std::optional<Tensor> references, std::string
                           nullptr,
                           0,
                           0};
-  const DistanceFunction store = distance_function();
+  const DistanceFunction store = DMLFAST_OF_ISA(pairwise_distances);
   meet_all(task.walk, [&](Span a, Span b) { store(task, a, b); });
   return distance;
 }
@@ -183,7 +157,7 @@ std::tuple<Tensor, Tensor> pairwise_distance_backward(Tensor grad, Tensor distan
                           static_cast<const float*>(grad.const_data_ptr()),
                           grad.stride(0),
                           grad.stride(1)};
-  const DistanceFunction weigh = distance_function();
+  const DistanceFunction weigh = DMLFAST_OF_ISA(pairwise_distances);
   meet_all(task.walk, [&](Span a, Span b) { weigh(task, a, b); });
   return gradients.write(
       x, pair.metric() == Metric::euclidean ? 1.0 : 1.0 / pair.scale(),
@@ -256,7 +230,7 @@ class Moments {
                           second_.data(),
                           first_weights_.data(),
                           second_weights_.data()};
-    const MomentFunction add = moment_function();
+    const MomentFunction add = DMLFAST_OF_ISA(pairwise_moments);
     meet_all(task.walk, [&](Span a, Span b) { add(task, a, b); });
   }
 

@@ -10,25 +10,10 @@
 
 namespace dmlfast::cpu {
 
-namespace {
-
-PeakFunction peak_function() {
-  switch (active_isa()) {
-#ifdef DMLFAST_X86
-    case Isa::avx2:
-      return avx2::multiply_add;
-    case Isa::avx512:
-      return avx512::multiply_add;
-#endif
-    default:
-      return baseline::multiply_add;
-  }
-}
-
-}  // namespace
+namespace {}  // namespace
 
 int64_t multiply_add(int64_t steps) {
-  const PeakFunction run = peak_function();
+  const PeakFunction run = DMLFAST_OF_ISA(multiply_add);
   const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
   std::atomic<int64_t> operations{0};
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {

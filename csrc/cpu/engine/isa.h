@@ -20,6 +20,26 @@ bool processor_has(Isa isa);
 // DMLFAST_CPU_ISA or select_isa names another.
 Isa active_isa();
 
+// The function of the level in use, of those that each level's sources define.
+template <class Function>
+Function of_active_isa(Function baseline, Function avx2, Function avx512) {
+  switch (active_isa()) {
+    case Isa::avx2:
+      return avx2;
+    case Isa::avx512:
+      return avx512;
+    default:
+      return baseline;
+  }
+}
+
+// Other processors have the baseline alone.
+#ifdef DMLFAST_X86
+#define DMLFAST_OF_ISA(name) of_active_isa(baseline::name, avx2::name, avx512::name)
+#else
+#define DMLFAST_OF_ISA(name) of_active_isa(baseline::name, baseline::name, baseline::name)
+#endif
+
 // Throws std::invalid_argument when the level is unknown, not built or not supported here.
 void select_isa(const std::string& name);
 

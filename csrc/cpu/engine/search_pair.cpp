@@ -8,9 +8,11 @@ namespace dmlfast::cpu {
 
 namespace {
 
-constexpr double kUnit = 0x1p-24;  // relative rounding error of float32
-constexpr double kLeastNorm = 1e-140;
+constexpr double kUnit = 0x1p-24;        // relative rounding error of float32
 constexpr double kUnderflow = 0x1p-124;  // four times what a flushed element or product loses
+
+// The error bound counts on float64 products of rows this long to be normal numbers.
+constexpr double kLeastNorm = 1e-140;
 
 }  // namespace
 

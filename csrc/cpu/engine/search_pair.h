@@ -15,7 +15,6 @@ namespace dmlfast::cpu {
 // order.
 class SearchPair {
  public:
-  // `same_class`: only pairs of one class will be looked at.
   // `same_class`: only pairs of one class will be looked at. The scale, but for one greater than
   // `greatest_scale`, makes the longest row about as long as `length`.
   SearchPair(const LabelledRows& anchors, const LabelledRows& references, Metric metric,

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "engine/class_ranges.h"
+#include "engine/exact_value.h"
 #include "engine/self_positions.h"
 
 namespace dmlfast::cpu {
@@ -30,27 +32,12 @@ WalkPair::WalkPair(const LabelledRows& anchors, const LabelledRows& references, 
   } else {
     self_ = self_positions(anchors, references, self_index, padded);
   }
-  find_classes();
-}
-
-void WalkPair::find_classes() {
-  const SearchRows& x = this->x().view();
-  const SearchRows& y = this->y().view();
-  class_begin_.assign(self_.size(), y.rows);
-  class_end_.assign(self_.size(), y.rows);
-  int64_t begin = 0;
-  int64_t end = 0;
-  for (int64_t i = 0; i < x.rows; ++i) {
-    while (begin < y.rows && y.labels[begin] < x.labels[i]) {
-      ++begin;
-    }
-    end = std::max(begin, end);
-    while (end < y.rows && y.labels[end] == x.labels[i]) {
-      ++end;
-    }
+  class_begin_.assign(padded, references.rows.rows());
+  class_end_.assign(padded, references.rows.rows());
+  for_class_ranges(anchors, references, [&](int64_t i, int64_t begin, int64_t end) {
     class_begin_[i] = begin;
     class_end_[i] = end;
-  }
+  });
 }
 
 double WalkPair::unit() const {
@@ -99,25 +86,12 @@ std::vector<double>& WalkPair::read(const LabelledRows& matrix, int64_t position
   return row;
 }
 
-double WalkPair::sum(const std::vector<double>& row, const std::vector<double>& other) const {
-  double sum = 0.0;
-  if (sums_differences(metric())) {
-    for (size_t k = 0; k < row.size(); ++k) {
-      sum += (row[k] - other[k]) * (row[k] - other[k]);
-    }
-  } else {
-    for (size_t k = 0; k < row.size(); ++k) {
-      sum += row[k] * other[k];
-    }
-  }
-  return sum;
-}
-
 double WalkPair::exact_value(int64_t x, int64_t y) const {
   thread_local std::vector<double> row;
   thread_local std::vector<double> other;
   const bool is_cosine = metric() == Metric::cosine;
-  return value_of(metric(), sum(read(anchors(), x, row), read(references(), y, other)),
+  return value_of(metric(),
+                  exact_sum(metric(), read(anchors(), x, row), read(references(), y, other)),
                   is_cosine ? this->x().own_norm(x) : 0.0, is_cosine ? this->y().own_norm(y) : 0.0);
 }
 
@@ -129,7 +103,8 @@ void WalkPair::squares(const void* pair, int64_t x, int64_t first, const int32_t
   read(self.anchors(), x, row);
   for (int64_t n = 0; n < count; ++n) {
     read(self.references(), first + columns[n], other);
-    values[columns[n]] = static_cast<float>(self.sum(row, other) * self.scale() * self.scale());
+    values[columns[n]] =
+        static_cast<float>(exact_sum(self.metric(), row, other) * self.scale() * self.scale());
   }
 }
 

@@ -67,8 +67,6 @@ class WalkPair {
  private:
   static std::vector<double>& read(const LabelledRows& matrix, int64_t position,
                                    std::vector<double>& row);
-  // The float64 sum of squared differences, or of products, in ascending order.
-  double sum(const std::vector<double>& row, const std::vector<double>& other) const;
   float least_sum() const;
   // As PairDistance has them.
   static void squares(const void* pair, int64_t x, int64_t first, const int32_t* columns,
@@ -76,7 +74,6 @@ class WalkPair {
   static void add_differences(const void* pair, int64_t x, int64_t first, const int32_t* columns,
                               int64_t count, const float* weights, float* x_sums, float* y_sums,
                               int64_t stride);
-  void find_classes();
 
   SearchPair pair_;
   bool is_symmetric_;

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "engine/gradient_rows.h"
-#include "engine/near_pairs.h"
+#include "engine/pair_distance.h"
 #include "engine/search_rows.h"
 
 namespace dmlfast::cpu {
