@@ -11,6 +11,7 @@ from dmlfast._keywords import LOSS_KEYWORDS, refuse_keywords
 from dmlfast._normalize import unit_rows
 from dmlfast.ops._arguments import (
     METRICS,
+    MODULE_NAMES,
     Pairs,
     check_embeddings,
     check_flag,
@@ -22,9 +23,6 @@ from dmlfast.ops._arguments import (
 from dmlfast.ops._reduction import REDUCTIONS
 from dmlfast.ops.contrast import POSITIVES, AnchorSums
 from dmlfast.ops.contrast_sums import ContrastSums
-
-# What the arguments of `check_pairs` are called here.
-NAMES = ("embeddings", "labels", "ref_emb", "ref_labels", "self_index")
 
 
 class Given(NamedTuple):
@@ -137,9 +135,11 @@ class PairLoss(EmbeddingLoss):
         return self._of_pairs(self._pairs(embeddings, labels, ref_emb, ref_labels, self_index))
 
     def _of_pairs(self, pairs: Pairs) -> Tensor | AnchorSums | ContrastSums:
+        """The loss over all pairs of a label rule."""
         raise NotImplementedError
 
     def _of_indices(self, given: Given) -> Tensor | AnchorSums | ContrastSums:
+        """The loss over the pairs that a tuple lists."""
         raise NotImplementedError
 
     def _pairs(
@@ -152,7 +152,7 @@ class PairLoss(EmbeddingLoss):
     ) -> Pairs:
         """Checked arguments, normalised."""
         # Checks come first: normalising would hide what was handed in.
-        pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, self_index, names=NAMES)
+        pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, self_index, names=MODULE_NAMES)
         x = self._unit(pairs.x)
         return pairs._replace(
             x=x, references=x if ref_emb is None else self._unit(pairs.references)

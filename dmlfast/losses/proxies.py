@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from dmlfast import functional
-from dmlfast.losses._base import NAMES, EmbeddingLoss, no_references, promoted
+from dmlfast.losses._base import EmbeddingLoss, no_references, promoted
 from dmlfast.losses._pair_lists import anchors_of, index_lists, row_weights
 from dmlfast.ops._arguments import (
     METRICS,
+    MODULE_NAMES,
     check_count,
     check_number,
     check_pairs,
@@ -25,7 +27,7 @@ from dmlfast.ops.contrast_softmax import nca_rows
 from dmlfast.ops.contrast_sums import ContrastSums
 
 
-class _ProxyLoss(EmbeddingLoss):
+class _ProxyLoss(EmbeddingLoss, ABC):
     """A loss of embeddings against parameters of its own."""
 
     # Whether the weights of an index tuple count a row's places as an anchor alone.
@@ -80,7 +82,7 @@ class _ProxyLoss(EmbeddingLoss):
             ValueError: a wrong shape or device, or references.
         """
         no_references(type(self).__name__, ref_emb, ref_labels)
-        pairs = check_pairs(embeddings, labels, names=NAMES)
+        pairs = check_pairs(embeddings, labels, names=MODULE_NAMES)
         if pairs.x.shape[1] != self.embedding_size:
             raise ValueError(
                 f"embeddings: expected {self.embedding_size} dimensions, got {describe(pairs.x)}"
@@ -93,8 +95,9 @@ class _ProxyLoss(EmbeddingLoss):
             weights = row_weights(indices, pairs.x.shape[0])
         return self._of_rows(pairs.x, pairs.labels, weights)
 
+    @abstractmethod
     def _of_rows(self, x: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor | ContrastSums:
-        raise NotImplementedError
+        """The loss of checked embeddings, with a weight for each where a tuple gave them."""
 
 
 class ProxyNCALoss(_ProxyLoss):

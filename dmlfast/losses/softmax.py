@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from dmlfast import functional
-from dmlfast.losses._base import NAMES, EmbeddingLoss, Given, PairLoss, no_references
+from dmlfast.losses._base import EmbeddingLoss, Given, PairLoss, no_references
 from dmlfast.losses._pair_lists import (
     list_distances,
     pairs_of,
     segment_logsumexp,
     segment_sum,
 )
-from dmlfast.ops._arguments import Pairs, check_pairs, check_positive
+from dmlfast.ops._arguments import MODULE_NAMES, Pairs, check_pairs, check_positive
 from dmlfast.ops._partners import call
-from dmlfast.ops._reduction import fixed_order_sum, is_active, nan_marks, reduce, softplus
+from dmlfast.ops._reduction import is_active, nan_marks, reduce, reduce_over_rows, softplus
 from dmlfast.ops.contrast import AnchorSums
 from dmlfast.ops.contrast_softmax import supcon_rows
 
@@ -218,7 +218,7 @@ class NPairsLoss(EmbeddingLoss):
             ValueError: a wrong shape or device, or references.
         """
         no_references("NPairsLoss", ref_emb, ref_labels)
-        pairs = check_pairs(embeddings, labels, names=NAMES)
+        pairs = check_pairs(embeddings, labels, names=MODULE_NAMES)
         if indices_tuple is None:
             anchor, positive = _first_pairs(pairs.labels)
         else:
@@ -239,10 +239,7 @@ class NPairsLoss(EmbeddingLoss):
         )
         # A positive that is not finite is left out; here it must not go unseen.
         loss = sums.loss + nan_marks(positives)  # type: ignore[union-attr]
-        if self.reduction == "none":
-            return loss
-        total = fixed_order_sum(loss)
-        return total if self.reduction == "sum" else total / max(1, loss.shape[0])
+        return reduce_over_rows(loss, self.reduction)
 
 
 def _first_of_each(labels: Tensor) -> Tensor:

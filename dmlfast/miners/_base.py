@@ -11,10 +11,14 @@ from torch import Tensor, nn
 from dmlfast import functional
 from dmlfast._keywords import MINER_KEYWORDS, refuse_keywords
 from dmlfast._normalize import unit_rows
-from dmlfast.ops._arguments import METRICS, Pairs, check_flag, check_option, check_pairs
-
-# What the arguments of `check_pairs` are called here.
-_NAMES = ("embeddings", "labels", "ref_emb", "ref_labels", "self_index")
+from dmlfast.ops._arguments import (
+    METRICS,
+    MODULE_NAMES,
+    Pairs,
+    check_flag,
+    check_option,
+    check_pairs,
+)
 
 # Elements of a chunk of a matrix of pairs: 16 MiB of float32.
 _CHUNK_ELEMENTS = 2**22
@@ -103,7 +107,7 @@ class Miner(nn.Module):
     ) -> Pairs:
         """Detached rows, scaled where wanted, all NaN where not finite; raises as `forward`."""
         # Checks come first: normalising would hide what was handed in.
-        pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, self_index, names=_NAMES)
+        pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, self_index, names=MODULE_NAMES)
         x = self._rows(pairs.x)
         references = x if pairs.within_batch else self._rows(pairs.references)
         return pairs._replace(x=x, references=references)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+# What the five arguments of `check_pairs` are called by functions, and by losses and miners.
 NAMES = ("x", "labels", "references", "reference_labels", "self_index")
+MODULE_NAMES = ("embeddings", "labels", "ref_emb", "ref_labels", "self_index")
 METRICS = ("euclidean", "sqeuclidean", "cosine", "dot")
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER_DTYPES = (

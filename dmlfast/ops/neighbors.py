@@ -268,19 +268,26 @@ def _fake_select_backward(
     return x.new_empty(x.shape), references.new_empty(references.shape)
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, _, _, references, *_, metric, _, _ = inputs
-    ctx.metric = metric
-    ctx.save_for_backward(x, references, output[1])
+def save_selection(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    """What the gradient of any operator that chooses references needs of its arguments.
+
+    `x` and `references` are the first and the fourth; the metric is the last string.
+    """
+    ctx.metric = next(value for value in reversed(inputs) if isinstance(value, str))
+    ctx.arguments = len(inputs)
+    ctx.save_for_backward(inputs[0], inputs[3], output[1])
     ctx.mark_non_differentiable(output[1])
 
 
-def _backward(operators: Any, ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def selection_backward(
+    operators: Any, ctx: Any, grad: Tensor, _: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradient of the chosen distances, after `save_selection`."""
     x, references, index = ctx.saved_tensors
     grad_x, grad_references = operators.neighbors_select_backward(
         grad, x, references, index, index.flatten().argsort(stable=True), ctx.metric
     )
-    return grad_x, None, None, grad_references, *(None,) * 7
+    return grad_x, None, None, grad_references, *(None,) * (ctx.arguments - 4)
 
 
 register(
@@ -289,6 +296,6 @@ register(
     reference_backward=_reference_select_backward,
     fake=_fake_select,
     fake_backward=_fake_select_backward,
-    save_for_backward=_save_for_backward,
-    backward=_backward,
+    save_for_backward=save_selection,
+    backward=selection_backward,
 )

@@ -17,7 +17,7 @@ from dmlfast.ops._arguments import (
     distance_dtype,
 )
 from dmlfast.ops._operators import operators, register
-from dmlfast.ops.neighbors import Selection
+from dmlfast.ops.neighbors import Selection, save_selection, selection_backward
 from dmlfast.reference import neighbors_sample as reference
 
 DISTRIBUTIONS = ("distance_weighted", "uniform")
@@ -217,25 +217,10 @@ def _fake_sample(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(shape, dtype=distance_dtype(x)), x.new_empty(shape, dtype=torch.int64)
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, _, _, references, *_, metric = inputs
-    ctx.metric = metric
-    ctx.save_for_backward(x, references, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _backward(operators: Any, ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    x, references, index = ctx.saved_tensors
-    grad_x, grad_references = operators.neighbors_select_backward(
-        grad, x, references, index, index.flatten().argsort(stable=True), ctx.metric
-    )
-    return grad_x, None, None, grad_references, *(None,) * 9
-
-
 register(
     "neighbors_sample",
     reference=_reference_sample,
     fake=_fake_sample,
-    save_for_backward=_save_for_backward,
-    backward=_backward,
+    save_for_backward=save_selection,
+    backward=selection_backward,
 )
