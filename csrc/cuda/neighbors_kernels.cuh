@@ -6,49 +6,13 @@
 #include <cstdint>
 
 #include "engine/launch.cuh"
+#include "engine/rows.cuh"
 #include "metric.h"
 #include "threshold.h"
 
 namespace dmlfast::cuda {
 
 constexpr int kThreads = 128;
-#ifndef DMLFAST_MAXIMUM_GRID
-#define DMLFAST_MAXIMUM_GRID 65535
-#endif
-// Blocks of a launch; they go on to further rows where there are more.
-constexpr unsigned kMaximumGrid = DMLFAST_MAXIMUM_GRID;
-
-// The type through which elements convert to and from float64: 16-bit types go by float.
-template <class T>
-struct Widened {
-  using type = float;
-};
-template <>
-struct Widened<double> {
-  using type = double;
-};
-
-// A strided matrix.
-template <class T>
-struct Rows {
-  const T* data;
-  int64_t rows;
-  int64_t columns;
-  int64_t row_stride;
-  int64_t column_stride;
-};
-
-template <class T>
-__device__ inline double element(const Rows<T>& rows, int64_t row, int64_t column) {
-  const T value = rows.data[row * rows.row_stride + column * rows.column_stride];
-  return static_cast<double>(static_cast<typename Widened<T>::type>(value));
-}
-
-template <class T>
-__device__ inline T rounded(double value) {
-  return static_cast<T>(static_cast<typename Widened<T>::type>(value));
-}
-
 template <class T>
 struct SelectArguments {
   Rows<T> x;
@@ -100,35 +64,8 @@ __device__ inline double pair_value(const SelectArguments<T>& a, int64_t anchor,
              : value_of(a.metric, sum, 0.0, 0.0);
 }
 
-// First place of the label order whose label is not less than (or, `after`, greater than) `label`.
-__device__ inline int64_t class_bound(const int64_t* labels, const int64_t* order, int64_t rows,
-                                      int64_t label, bool after) {
-  int64_t low = 0;
-  int64_t high = rows;
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    const int64_t found = labels[order[middle]];
-    if (found < label || (after && found == label)) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
-
 __device__ inline bool is_better(double key, int64_t index, double best, int64_t best_index) {
   return key < best || (key == best && index >= 0 && (best_index < 0 || index < best_index));
-}
-
-template <class T>
-__device__ inline bool row_is_finite(const Rows<T>& rows, int64_t row) {
-  double zero = 0.0;
-  for (int64_t k = 0; k < rows.columns; ++k) {
-    const double value = element(rows, row, k);
-    zero += value - value;
-  }
-  return zero == 0.0;
 }
 
 // The best admissible candidate among those of one thread.
@@ -198,10 +135,6 @@ __global__ void select_kernel(SelectArguments<T> a) {
     }
     __syncthreads();
   }
-}
-
-inline unsigned grid_for(int64_t blocks) {
-  return static_cast<unsigned>(blocks < kMaximumGrid ? blocks : kMaximumGrid);
 }
 
 template <class T, class Distance>
