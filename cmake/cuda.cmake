@@ -1,7 +1,6 @@
 # The CUDA library: its architectures, and whether it is installed or only compiled as a check.
 
 set(architecture_list "${DMLFAST_CUDA_ARCH_LIST}")
-set(architecture_list "${DMLFAST_CUDA_ARCH_LIST}")
 if(NOT architecture_list)
   # Of the default list what this compiler knows; a list that was given is taken as it is.
   execute_process(COMMAND ${nvcc} --list-gpu-code OUTPUT_VARIABLE known_code)
@@ -58,4 +57,15 @@ target_compile_definitions(_C_cuda PRIVATE USE_CUDA)
 set(host_flags -Wall ${prefix_maps})
 list(FILTER host_flags EXCLUDE REGEX "[ ,]")  # nvcc cannot hand these on
 list(JOIN host_flags "," host_flags)
-target_compile_options(_C_cuda PRIVATE -fmad=false -Xcompiler=${host_flags})
+# --threads=0: a source's architectures compile beside each other.
+target_compile_options(_C_cuda PRIVATE -fmad=false --threads=0 -Xcompiler=${host_flags})
+
+# What tests/test_cuda_code.py reads.
+list(JOIN architecture_list "\", \"" quoted_architectures)
+file(GENERATE OUTPUT cuda_code.json CONTENT
+"{
+  \"compiler\": \"${CMAKE_CUDA_COMPILER}\",
+  \"architectures\": [\"${quoted_architectures}\"],
+  \"objects\": [\"$<JOIN:$<TARGET_OBJECTS:_C_cuda>,\", \">\"]
+}
+")
