@@ -13,7 +13,8 @@
 #include <type_traits>
 
 #include "metric_name.h"
-#include "neighbors_kernels.cuh"
+#include "neighbors_gradient.cuh"
+#include "neighbors_select.cuh"
 #include "operator_checks.h"
 
 namespace dmlfast::cuda {
@@ -51,12 +52,20 @@ cudaStream_t current_stream(const Tensor& tensor) {
   return static_cast<cudaStream_t>(stream);
 }
 
+// Kernels count rows and queries in 32 bits.
+void check_count(const char* name, int64_t count) {
+  STD_TORCH_CHECK(count <= INT32_MAX, name, ": expected at most ", INT32_MAX, ", got ", count);
+}
+
 template <class T>
 void select(SelectArguments<T> arguments, const Tensor& x, const Tensor& references) {
   using Distance = std::conditional_t<std::is_same_v<T, double>, double, float>;
   arguments.x = rows_of<T>(x);
   arguments.references = rows_of<T>(references);
-  launch_select<T, Distance>(arguments, current_stream(x));
+  const int64_t bytes = select_workspace_bytes(arguments.slots(), arguments.same_class);
+  // Held until the launch: memory freed afterwards is reused in stream order only.
+  Tensor workspace = torch::stable::new_empty(x, {bytes}, ScalarType::Byte);
+  launch_select<T, Distance>(arguments, workspace.mutable_data_ptr(), current_stream(x));
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
@@ -71,6 +80,8 @@ std::tuple<Tensor, Tensor> neighbors_select(Tensor x, Tensor labels, Tensor orde
     STD_TORCH_CHECK(beyond->dim() == 2, "beyond: expected a 2-D tensor");
     check_array("beyond", *beyond, x.size(0) * beyond->size(1), ScalarType::Double, x);
   }
+  check_count("references: rows", references.size(0));
+  check_count("beyond: thresholds of all rows", x.size(0) * (beyond ? beyond->size(1) : 1));
   const torch::stable::accelerator::DeviceGuard guard(x.get_device());
   const int64_t thresholds = beyond ? beyond->size(1) : 1;
   const ScalarType dtype =
@@ -80,13 +91,13 @@ std::tuple<Tensor, Tensor> neighbors_select(Tensor x, Tensor labels, Tensor orde
   if (x.size(0) * thresholds == 0) {
     return {distance, index};
   }
-  // Held until the launch: memory freed afterwards is reused in stream order only.
   Tensor norms = torch::stable::new_empty(x, {x.size(0) + references.size(0)}, ScalarType::Double);
   double* norms_x = static_cast<double*>(norms.mutable_data_ptr());
   with_float_type(x.scalar_type(), [&](auto type) {
     using T = decltype(type);
     SelectArguments<T> arguments{};
     arguments.labels = labels.const_data_ptr<int64_t>();
+    arguments.order = order.const_data_ptr<int64_t>();
     arguments.reference_labels = reference_labels.const_data_ptr<int64_t>();
     arguments.reference_order = reference_order.const_data_ptr<int64_t>();
     arguments.self_index = self_index ? self_index->const_data_ptr<int64_t>() : nullptr;
@@ -108,12 +119,14 @@ std::tuple<Tensor, Tensor> neighbors_select_backward(Tensor grad, Tensor x, Tens
                                                      Tensor index, Tensor slot_order,
                                                      std::string metric) {
   check_selected(grad, x, references, index, slot_order);
+  check_count("index: elements", index.numel());
   const torch::stable::accelerator::DeviceGuard guard(x.get_device());
   Tensor grad_x = torch::stable::new_empty(x, {x.size(0), x.size(1)});
   Tensor grad_references =
       torch::stable::new_empty(references, {references.size(0), references.size(1)});
   const int64_t slots = index.size(0) * index.size(1);
   Tensor factors = torch::stable::new_empty(x, {3 * slots}, ScalarType::Double);
+  Tensor starts = torch::stable::new_empty(x, {references.size(0) + 1}, ScalarType::Long);
   double* factor = static_cast<double*>(factors.mutable_data_ptr());
   with_float_type(x.scalar_type(), [&](auto type) {
     using T = decltype(type);
@@ -127,11 +140,12 @@ std::tuple<Tensor, Tensor> neighbors_select_backward(Tensor grad, Tensor x, Tens
     }
     arguments.index = index.const_data_ptr<int64_t>();
     arguments.slot_order = slot_order.const_data_ptr<int64_t>();
-    arguments.thresholds = index.size(1);
+    arguments.thresholds = static_cast<int>(index.size(1));
     arguments.metric = metric_of(metric);
     arguments.factors = factor;
     arguments.own_x = factor + slots;
     arguments.own_other = factor + 2 * slots;
+    arguments.starts = static_cast<int64_t*>(starts.mutable_data_ptr());
     arguments.grad_x = static_cast<T*>(grad_x.mutable_data_ptr());
     arguments.grad_references = static_cast<T*>(grad_references.mutable_data_ptr());
     launch_gradient(arguments, current_stream(x));

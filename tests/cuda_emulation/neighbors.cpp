@@ -5,7 +5,8 @@
 #include <fstream>
 #include <vector>
 
-#include "neighbors_kernels.cuh"
+#include "neighbors_gradient.cuh"
+#include "neighbors_select.cuh"
 
 namespace {
 
@@ -15,6 +16,9 @@ using namespace dmlfast::cuda;
 struct Header {
   int64_t anchors, references, dimensions, thresholds;
   int64_t is_double, metric, same_class, farthest, has_self, has_beyond;
+  // Items of work to divide into, 0 for the usual number; the length of a list of queries to be
+  // decided alone, -1 for all queries; how many of the list count.
+  int64_t wanted_items, listed, counted;
 };
 
 template <class T>
@@ -39,25 +43,61 @@ Rows<T> rows_of(const std::vector<T>& data, int64_t rows, int64_t columns) {
   return {data.data(), rows, columns, columns, 1};
 }
 
+// What every result holds before a selection, to be seen where none was asked for.
+constexpr int kUntouched = -7;
+
+template <class T>
+void select_queries(const Header& h, const SelectArguments<T>& arguments,
+                    const std::vector<int32_t>& list) {
+  const int32_t count = static_cast<int32_t>(h.counted);
+  ExactQueries queries = all_queries(arguments.slots());
+  if (h.listed >= 0) {
+    queries = {list.data(), &count, static_cast<int>(h.listed)};
+  }
+  if (h.wanted_items > 0) {
+    queries.wanted_items = static_cast<int>(h.wanted_items);
+  }
+  const bool by_class = h.same_class && h.listed < 0;
+  // Exactly as long as needed, again. Doubles, to be aligned; not a number wherever not written.
+  const int64_t bytes = by_class ? class_workspace_bytes(queries) : exact_workspace_bytes(queries);
+  std::vector<double> workspace((bytes + 7) / 8, NAN);
+  if (h.wanted_items == 0 && h.listed < 0) {
+    launch_select<T, T>(arguments, workspace.data(), nullptr);
+    return;
+  }
+  if (arguments.metric == Metric::cosine) {
+    launch_norms(arguments.x, arguments.norms_x, nullptr);
+    launch_norms(arguments.references, arguments.norms_references, nullptr);
+  }
+  if (by_class) {
+    launch_class_select<T, T>(arguments, queries, workspace.data(), nullptr);
+  } else {
+    launch_exact_select<T, T>(arguments, queries, workspace.data(), nullptr);
+  }
+}
+
 template <class T>
 void run(const Header& h, std::ifstream& in, std::ofstream& out) {
   const int64_t slots = h.anchors * h.thresholds;
   const auto x = read<T>(in, h.anchors * h.dimensions);
   const auto references = read<T>(in, h.references * h.dimensions);
   const auto labels = read<int64_t>(in, h.anchors);
+  const auto order = read<int64_t>(in, h.anchors);
   const auto reference_labels = read<int64_t>(in, h.references);
   const auto reference_order = read<int64_t>(in, h.references);
   const auto self_index = read<int64_t>(in, h.has_self ? h.anchors : 0);
   const auto beyond = read<double>(in, h.has_beyond ? slots : 0);
+  const auto list = read<int32_t>(in, h.listed > 0 ? h.listed : 0);
   const auto grad = read<T>(in, slots);
 
-  std::vector<T> distance(slots);
-  std::vector<int64_t> index(slots);
+  std::vector<T> distance(slots, kUntouched);
+  std::vector<int64_t> index(slots, kUntouched);
   std::vector<double> norms_x(h.anchors), norms_references(h.references);
   SelectArguments<T> select{};
   select.x = rows_of(x, h.anchors, h.dimensions);
   select.references = rows_of(references, h.references, h.dimensions);
   select.labels = labels.data();
+  select.order = order.data();
   select.reference_labels = reference_labels.data();
   select.reference_order = reference_order.data();
   select.self_index = h.has_self ? self_index.data() : nullptr;
@@ -70,13 +110,14 @@ void run(const Header& h, std::ifstream& in, std::ofstream& out) {
   select.norms_references = norms_references.data();
   select.distance = distance.data();
   select.index = index.data();
-  launch_select<T, T>(select, nullptr);
+  select_queries(h, select, list);
   write(out, distance);
   write(out, index);
 
   const auto chosen = read<int64_t>(in, slots);
   const auto slot_order = read<int64_t>(in, slots);
   std::vector<double> factors(slots), own_x(slots), own_other(slots);
+  std::vector<int64_t> starts(h.references + 1);
   std::vector<T> grad_x(x.size()), grad_references(references.size());
   GradientArguments<T> gradient{};
   gradient.x = select.x;
@@ -88,8 +129,9 @@ void run(const Header& h, std::ifstream& in, std::ofstream& out) {
   }
   gradient.index = chosen.data();
   gradient.slot_order = slot_order.data();
-  gradient.thresholds = h.thresholds;
+  gradient.thresholds = static_cast<int>(h.thresholds);
   gradient.metric = select.metric;
+  gradient.starts = starts.data();
   gradient.factors = factors.data();
   gradient.own_x = own_x.data();
   gradient.own_other = own_other.data();

@@ -1,0 +1,288 @@
+// Selection within the anchor's own class. Small classes cost the reading of their rows: a block
+// takes 64 queries, which in the order of the labels lie in few classes, holds all rows of these
+// in shared memory, and four threads a query share its candidates. Larger classes are walked over.
+#pragma once
+
+#include "neighbors_exact.cuh"
+
+namespace dmlfast::cuda {
+
+constexpr int kClassRows = 128;         // references of a block; with more, it is walked
+constexpr int kClassThreadsEach = 4;    // threads of a query
+constexpr int kClassCandidates = 8;     // that a thread sums up at once
+constexpr int kClassBuffer = 172 * 33;  // staged elements: 32 dimensions of up to 108 references
+constexpr int kClassChunk = kClassThreadsEach * kClassCandidates;
+
+static_assert(kExactTile * kClassThreadsEach == kSlabThreads, "all threads have a query");
+static_assert((kExactTile + kClassRows) * 17 <= kClassBuffer, "16 dimensions always fit");
+
+template <class T>
+struct ClassSelectArguments {
+  SelectArguments<T> select;
+  int queries;
+  ColumnRange* ranges;  // by row block: what is left to the walk; empty where nothing is
+};
+
+struct ClassShared {
+  double staged[kClassBuffer];
+  Admission admissions[kExactTile];
+  ColumnRange classes[kExactTile];  // among the block's references
+  ColumnRange range;                // the positions of the block's references
+  int anchors[kExactTile];
+  int references[kClassRows];
+
+  __device__ int64_t* labels() { return reinterpret_cast<int64_t*>(staged); }
+};
+
+// Like class_bound; the lanes of a warp call it together and get the same.
+__device__ inline int warp_class_bound(const int64_t* values, const int64_t* order, int rows,
+                                       int64_t wanted, bool after) {
+  int low = 0;
+  int high = rows;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  while (low < high) {
+    const int step = (high - low + 31) / 32;
+    // Probes ascend with the lanes; places beyond the last count as greater.
+    const int64_t place = int64_t{low} + int64_t{lane} * step;
+    bool before = false;
+    if (place < high) {
+      const int64_t found = values[order[place]];
+      before = found < wanted || (after && found == wanted);
+    }
+    const int passed = __popc(__ballot_sync(0xffffffffu, before));
+    if (passed == 0) {
+      return low;
+    }
+    const int next = low + passed * step;
+    low += (passed - 1) * step + 1;
+    high = next < high ? next : high;
+  }
+  return low;
+}
+
+// First place of ascending `labels` that is not less than (or, `after`, greater than) `wanted`.
+__device__ inline int place_of(const int64_t* labels, int count, int64_t wanted, bool after) {
+  int low = 0;
+  int high = count;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    if (labels[middle] < wanted || (after && labels[middle] == wanted)) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+// The block's anchors, their classes and their references; whether these fit. All threads call it.
+template <class T>
+__device__ inline bool gather_classes(const SelectArguments<T>& a, int first_query, int count,
+                                      ClassShared& shared) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const int thresholds = static_cast<int>(a.thresholds);
+  if (thread < 64) {
+    // The first warp finds the begin of the first class, the second the end of the last.
+    const bool is_end = thread >= 32;
+    const int query = is_end ? first_query + count - 1 : first_query;
+    const int64_t label = a.labels[a.order[query / thresholds]];
+    const int bound = warp_class_bound(a.reference_labels, a.reference_order,
+                                       static_cast<int>(a.references.rows), label, is_end);
+    (is_end ? shared.range.end : shared.range.begin) = bound;
+  } else if (thread < 64 + count) {
+    const int anchor = static_cast<int>(a.order[(first_query + thread - 64) / thresholds]);
+    shared.anchors[thread - 64] = anchor;
+    shared.admissions[thread - 64] = admission_of(a, first_query + thread - 64, anchor);
+  }
+  __syncthreads();
+  const int references = shared.range.end - shared.range.begin;
+  if (references > kClassRows) {
+    return false;
+  }
+  if (thread < references) {
+    const int64_t reference = a.reference_order[shared.range.begin + thread];
+    shared.references[thread] = static_cast<int>(reference);
+    shared.labels()[thread] = a.reference_labels[reference];
+  }
+  __syncthreads();
+  if (thread < count) {
+    const int64_t label = a.labels[shared.anchors[thread]];
+    shared.classes[thread] = {place_of(shared.labels(), references, label, false),
+                              place_of(shared.labels(), references, label, true)};
+  }
+  __syncthreads();
+  return true;
+}
+
+// What a thread compares with its anchor: every fourth reference of the class, from some place on.
+struct ClassCandidates {
+  int number;
+  int anchor;                    // where the anchor is staged
+  int places[kClassCandidates];  // where they are staged; unused ones point at the anchor
+  double sums[kClassCandidates];
+};
+
+template <bool kDifferences, int kCount>
+__device__ __forceinline__ void add_candidates(const double* staged, int columns,
+                                               ClassCandidates& candidates) {
+  const double* anchor = staged + candidates.anchor;
+#pragma unroll 4
+  for (int k = 0; k < columns; ++k) {
+    const double x = anchor[k];
+#pragma unroll
+    for (int c = 0; c < kCount; ++c) {
+      candidates.sums[c] += share_of<kDifferences>(x, staged[candidates.places[c] + k]);
+    }
+  }
+}
+
+// Adds a slab to the sums of as many candidates as the busiest lane of the warp has.
+template <bool kDifferences>
+__device__ __forceinline__ void add_class_slab(const double* staged, int columns,
+                                               ClassCandidates& candidates) {
+  const int number = candidates.number;
+  if (__ballot_sync(0xffffffffu, number > 4) != 0) {
+    add_candidates<kDifferences, 8>(staged, columns, candidates);
+  } else if (__ballot_sync(0xffffffffu, number > 2) != 0) {
+    add_candidates<kDifferences, 4>(staged, columns, candidates);
+  } else if (__ballot_sync(0xffffffffu, number > 1) != 0) {
+    add_candidates<kDifferences, 2>(staged, columns, candidates);
+  } else if (__ballot_sync(0xffffffffu, number > 0) != 0) {
+    add_candidates<kDifferences, 1>(staged, columns, candidates);
+  }
+}
+
+// Sums up the pairs of all threads' candidates.
+template <class T>
+__device__ __forceinline__ void sum_candidates(const SelectArguments<T>& a, int count, int width,
+                                               ClassShared& shared, ClassCandidates& candidates) {
+  const int references = shared.range.end - shared.range.begin;
+  for (int first = 0; first < a.x.columns; first += width) {
+    const Slab slab = slab_at(first, a.x.columns, width);
+    __syncthreads();
+    stage_slab(
+        a.x, count, [&](int row) { return int64_t{shared.anchors[row]}; }, slab, shared.staged);
+    stage_slab(
+        a.references, references, [&](int row) { return int64_t{shared.references[row]}; }, slab,
+        shared.staged + kExactTile * slab.stride());
+    __syncthreads();
+    if (sums_differences(a.metric)) {
+      add_class_slab<true>(shared.staged, slab.columns, candidates);
+    } else {
+      add_class_slab<false>(shared.staged, slab.columns, candidates);
+    }
+  }
+}
+
+// The choice of a thread's anchor, the same in its four threads.
+template <class T>
+__device__ __forceinline__ Choice choose_in_class(const SelectArguments<T>& a, int count,
+                                                  ClassShared& shared) {
+  const int row = static_cast<int>(threadIdx.x) / kClassThreadsEach;
+  const int turn = static_cast<int>(threadIdx.x) % kClassThreadsEach;
+  const int references = shared.range.end - shared.range.begin;
+  const int width = (kExactTile + references) * 33 <= kClassBuffer ? 32 : 16;
+  const ColumnRange own = row < count ? shared.classes[row] : ColumnRange{0, 0};
+  Choice choice;
+  int begin = own.begin + turn;
+  do {
+    ClassCandidates candidates;
+    const int left = (own.end - begin + kClassThreadsEach - 1) / kClassThreadsEach;
+    candidates.number = own.end <= begin ? 0 : left;
+    candidates.anchor = (row < count ? row : 0) * (width + 1);
+#pragma unroll
+    for (int c = 0; c < kClassCandidates; ++c) {
+      const int place = kExactTile + begin + c * kClassThreadsEach;
+      candidates.places[c] = c < candidates.number ? place * (width + 1) : candidates.anchor;
+      candidates.sums[c] = 0.0;
+    }
+    sum_candidates(a, count, width, shared, candidates);
+#pragma unroll
+    for (int c = 0; c < kClassCandidates; ++c) {
+      if (c < candidates.number) {
+        const int reference = shared.references[begin + c * kClassThreadsEach];
+        const double norm = a.metric == Metric::cosine ? a.norms_references[reference] : 0.0;
+        offer_pair(a, shared.admissions[row], candidates.sums[c], norm, reference, choice);
+      }
+    }
+    begin += kClassChunk;
+  } while (__syncthreads_or(begin < own.end));
+  for (int bits = 1; bits < kClassThreadsEach; bits *= 2) {
+    choice.join_lane(bits);
+  }
+  return choice;
+}
+
+// Whether the row of a thread's anchor is finite, where it found nothing. Its four threads share
+// the dimensions; whole warps call it.
+template <class T>
+__device__ inline bool is_finite_or_found(const Rows<T>& x, int anchor, bool found) {
+  double zero = 0.0;
+  for (int64_t k = threadIdx.x % kClassThreadsEach; !found && k < x.columns;
+       k += kClassThreadsEach) {
+    const double value = element(x, anchor, k);
+    zero += value - value;
+  }
+  for (int bits = 1; bits < kClassThreadsEach; bits *= 2) {
+    zero += __shfl_xor_sync(0xffffffffu, zero, bits);
+  }
+  return zero == 0.0;
+}
+
+template <class T, class Distance>
+__global__ void __launch_bounds__(kSlabThreads, 3)
+    class_select_kernel(ClassSelectArguments<T> arguments) {
+  __shared__ ClassShared shared;
+  const SelectArguments<T>& a = arguments.select;
+  const int row = static_cast<int>(threadIdx.x) / kClassThreadsEach;
+  const int row_blocks = (arguments.queries + kExactTile - 1) / kExactTile;
+  for (int row_block = blockIdx.x; row_block < row_blocks; row_block += gridDim.x) {
+    const int first_query = row_block * kExactTile;
+    const int left = arguments.queries - first_query;
+    const int count = left < kExactTile ? left : kExactTile;
+    const bool fits = gather_classes(a, first_query, count, shared);
+    if (threadIdx.x == 0) {
+      arguments.ranges[row_block] = fits ? ColumnRange{0, 0} : shared.range;
+    }
+    if (fits) {
+      const Choice choice = choose_in_class(a, count, shared);
+      const int anchor = shared.anchors[row < count ? row : 0];
+      const bool is_finite = is_finite_or_found(a.x, anchor, row >= count || choice.index >= 0);
+      if (row < count && threadIdx.x % kClassThreadsEach == 0) {
+        report<T, Distance>(a, slot_of(a, first_query + row, anchor), choice, is_finite);
+      }
+    }
+    __syncthreads();
+  }
+}
+
+inline ExactQueries all_queries(int64_t slots) {
+  return {nullptr, nullptr, static_cast<int>(slots)};
+}
+
+// Bytes that launch_class_select needs at an address divisible by 16.
+inline int64_t class_workspace_bytes(const ExactQueries& queries) {
+  const int64_t row_blocks = (int64_t{queries.most} + kExactTile - 1) / kExactTile;
+  return exact_workspace_bytes(queries) + row_blocks * int64_t{sizeof(ColumnRange)};
+}
+
+// `queries` are all of them. The norms must be there under cosine.
+template <class T, class Distance>
+void launch_class_select(const SelectArguments<T>& a, const ExactQueries& queries, void* workspace,
+                         cudaStream_t stream) {
+  if (queries.most == 0) {
+    return;
+  }
+  unsigned char* ranges_memory =
+      static_cast<unsigned char*>(workspace) + exact_workspace_bytes(queries);
+  ColumnRange* ranges = reinterpret_cast<ColumnRange*>(ranges_memory);
+  const ClassSelectArguments<T> arguments = {a, queries.most, ranges};
+  const int64_t row_blocks = (int64_t{queries.most} + kExactTile - 1) / kExactTile;
+  DMLFAST_LAUNCH((class_select_kernel<T, Distance>), dim3{grid_for(row_blocks)}, kSlabThreads,
+                 stream, arguments);
+  // Row blocks with larger classes are walked over. A search for candidates in very large classes
+  // belongs here: between the two, emptying the ranges that it decides.
+  launch_exact_select<T, Distance>(a, queries, workspace, stream, ranges);
+}
+
+}  // namespace dmlfast::cuda
