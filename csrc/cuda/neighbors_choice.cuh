@@ -67,17 +67,19 @@ struct Admission {
   int self;      // a reference, or -1
 };
 
+// The least value that a query may choose; NaN where there is none.
 template <class T>
-__device__ inline Admission admission_of(const SelectArguments<T>& a, int query, int anchor) {
+__device__ inline double lower_of(const SelectArguments<T>& a, int query, int anchor) {
   constexpr bool returns_double = sizeof(T) == sizeof(double);
-  Admission admission;
-  admission.lower =
-      a.beyond == nullptr
-          ? -INFINITY
-          : least_value_beyond(a.metric, a.beyond[slot_of(a, query, anchor)], returns_double);
-  admission.norm = a.metric == Metric::cosine ? a.norms_x[anchor] : 0.0;
-  admission.self = a.self_index == nullptr ? -1 : static_cast<int>(a.self_index[anchor]);
-  return admission;
+  return a.beyond == nullptr
+             ? -INFINITY
+             : least_value_beyond(a.metric, a.beyond[slot_of(a, query, anchor)], returns_double);
+}
+
+template <class T>
+__device__ inline Admission admission_of(const SelectArguments<T>& a, int anchor, double lower) {
+  const int self = a.self_index == nullptr ? -1 : static_cast<int>(a.self_index[anchor]);
+  return {lower, a.metric == Metric::cosine ? a.norms_x[anchor] : 0.0, self};
 }
 
 // Offers a reference of the wanted class by the sum of its pair.

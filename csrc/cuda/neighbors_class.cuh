@@ -92,7 +92,8 @@ __device__ inline bool gather_classes(const SelectArguments<T>& a, int first_que
   } else if (thread < 64 + count) {
     const int anchor = static_cast<int>(a.order[(first_query + thread - 64) / thresholds]);
     shared.anchors[thread - 64] = anchor;
-    shared.admissions[thread - 64] = admission_of(a, first_query + thread - 64, anchor);
+    shared.admissions[thread - 64] =
+        admission_of(a, anchor, lower_of(a, first_query + thread - 64, anchor));
   }
   __syncthreads();
   const int references = shared.range.end - shared.range.begin;
@@ -256,19 +257,17 @@ __global__ void __launch_bounds__(kSlabThreads, 3)
   }
 }
 
-inline ExactQueries all_queries(int64_t slots) {
-  return {nullptr, nullptr, static_cast<int>(slots)};
-}
+inline Queries all_queries(int64_t slots) { return {nullptr, nullptr, static_cast<int>(slots)}; }
 
 // Bytes that launch_class_select needs at an address divisible by 16.
-inline int64_t class_workspace_bytes(const ExactQueries& queries) {
+inline int64_t class_workspace_bytes(const Queries& queries) {
   const int64_t row_blocks = (int64_t{queries.most} + kExactTile - 1) / kExactTile;
   return exact_workspace_bytes(queries) + row_blocks * int64_t{sizeof(ColumnRange)};
 }
 
 // `queries` are all of them. The norms must be there under cosine.
 template <class T, class Distance>
-void launch_class_select(const SelectArguments<T>& a, const ExactQueries& queries, void* workspace,
+void launch_class_select(const SelectArguments<T>& a, const Queries& queries, void* workspace,
                          cudaStream_t stream) {
   if (queries.most == 0) {
     return;

@@ -13,16 +13,16 @@ struct ExactWorkspace {
   int* indices;
 };
 
-inline int64_t exact_workspace_rows(const ExactQueries& queries) {
+inline int64_t exact_workspace_rows(const Queries& queries) {
   return int64_t{most_items(queries.most, kExactTile, queries.wanted_items)} * kExactTile;
 }
 
 // Bytes, a multiple of 16, that a selection with `queries` needs at an address divisible by 16.
-inline int64_t exact_workspace_bytes(const ExactQueries& queries) {
+inline int64_t exact_workspace_bytes(const Queries& queries) {
   return exact_workspace_rows(queries) * int64_t{sizeof(double) + sizeof(int)};
 }
 
-inline ExactWorkspace exact_workspace(const ExactQueries& queries, void* memory) {
+inline ExactWorkspace exact_workspace(const Queries& queries, void* memory) {
   double* keys = static_cast<double*>(memory);
   return {keys, reinterpret_cast<int*>(keys + exact_workspace_rows(queries))};
 }
@@ -58,7 +58,7 @@ class ExactSelect {
     const int row = static_cast<int>(threadIdx.x);
     if (row < item.rows) {
       const int anchor = item.anchors[row];
-      shared_.admissions[row] = admission_of(a, item.queries[row], anchor);
+      shared_.admissions[row] = admission_of(a, anchor, lower_of(a, item.queries[row], anchor));
       const int64_t* order = a.reference_order + item.columns.begin;
       const int places = item.columns.end - item.columns.begin;
       const int64_t label = a.labels[anchor];
@@ -119,7 +119,7 @@ class ExactSelect {
 // Joins what the parts found. One thread a query.
 template <class T, class Distance>
 __global__ void __launch_bounds__(kExactThreads)
-    join_parts_kernel(ExactSelectArguments<T> arguments, ExactQueries queries) {
+    join_parts_kernel(ExactSelectArguments<T> arguments, Queries queries) {
   const SelectArguments<T>& a = arguments.select;
   const int count = queries.number();
   const int column_tiles = static_cast<int>((a.references.rows + kExactTile - 1) / kExactTile);
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(kExactThreads)
 // Decides `queries` among the positions of `ranges` (see ExactSelectArguments), which must hold
 // their classes. The norms must be there under cosine.
 template <class T, class Distance>
-void launch_exact_select(const SelectArguments<T>& a, const ExactQueries& queries, void* workspace,
+void launch_exact_select(const SelectArguments<T>& a, const Queries& queries, void* workspace,
                          cudaStream_t stream, const ColumnRange* ranges = nullptr) {
   if (queries.most == 0) {
     return;

@@ -7,7 +7,7 @@ namespace dmlfast::cuda {
 
 // Bytes that launch_select needs at an address divisible by 16.
 inline int64_t select_workspace_bytes(int64_t slots, bool same_class) {
-  const ExactQueries queries = all_queries(slots);
+  const Queries queries = all_queries(slots);
   return same_class ? class_workspace_bytes(queries) : exact_workspace_bytes(queries);
 }
 
@@ -17,7 +17,7 @@ void launch_select(const SelectArguments<T>& a, void* workspace, cudaStream_t st
     launch_norms(a.x, a.norms_x, stream);
     launch_norms(a.references, a.norms_references, stream);
   }
-  const ExactQueries queries = all_queries(a.slots());
+  const Queries queries = all_queries(a.slots());
   if (a.same_class) {
     launch_class_select<T, Distance>(a, queries, workspace, stream);
   } else {

@@ -50,7 +50,7 @@ template <class T>
 void select_queries(const Header& h, const SelectArguments<T>& arguments,
                     const std::vector<int32_t>& list) {
   const int32_t count = static_cast<int32_t>(h.counted);
-  ExactQueries queries = all_queries(arguments.slots());
+  Queries queries = all_queries(arguments.slots());
   if (h.listed >= 0) {
     queries = {list.data(), &count, static_cast<int>(h.listed)};
   }

@@ -289,6 +289,9 @@ inline T atomicOr(T* address, T value) {
   return before;
 }
 
+using std::max;
+using std::min;
+
 inline int __ffs(int word) { return __builtin_ffs(word); }
 inline int __popc(unsigned word) { return __builtin_popcount(word); }
 inline float __int_as_float(int bits) {

@@ -13,8 +13,8 @@
 //   finish(item)                 after the last tile, also where a part of the columns has none
 #pragma once
 
+#include "engine/queries.cuh"
 #include "engine/slab.cuh"
-#include "engine/split.cuh"
 
 namespace dmlfast::cuda {
 
@@ -23,23 +23,8 @@ constexpr int kExactEdge = 16;   // threads along a side of it
 constexpr int kExactPairs = 4;   // rows and columns of a thread
 constexpr int kExactWidth = 32;  // dimensions in shared memory at once
 constexpr int kExactThreads = kSlabThreads;
-// Items of work that fill any device a few times over.
-constexpr int kExactItems = 1024;
-
 static_assert(kExactEdge * kExactEdge == kExactThreads && kExactEdge * kExactPairs == kExactTile,
               "the threads cover the tile");
-
-// Anchors with one of their thresholds each: query q is threshold q % thresholds of the anchor at
-// position q / thresholds in the order of the anchors' labels.
-struct ExactQueries {
-  const int32_t* list;   // or null: the queries 0 .. most - 1
-  const int32_t* count;  // on the device: how many the list has; or null: `most`
-  int most;
-  int wanted_items = kExactItems;
-
-  __device__ int number() const { return count == nullptr || *count > most ? most : *count; }
-  __device__ int query(int place) const { return list == nullptr ? place : list[place]; }
-};
 
 template <class T>
 struct ExactOperands {
@@ -175,7 +160,7 @@ __device__ __forceinline__ void walk_item(const ExactOperands<T>& operands, cons
 
 template <class T, class Policy>
 __global__ void __launch_bounds__(kExactThreads, 2)
-    exact_walk_kernel(ExactOperands<T> operands, ExactQueries queries,
+    exact_walk_kernel(ExactOperands<T> operands, Queries queries,
                       typename Policy::Arguments arguments) {
   __shared__ ExactShared shared;
   __shared__ typename Policy::Shared policy_shared;
@@ -209,7 +194,7 @@ __global__ void __launch_bounds__(kExactThreads, 2)
 }
 
 template <class T, class Policy>
-void launch_exact_walk(const ExactOperands<T>& operands, const ExactQueries& queries,
+void launch_exact_walk(const ExactOperands<T>& operands, const Queries& queries,
                        const typename Policy::Arguments& arguments, cudaStream_t stream) {
   if (queries.most > 0 && operands.references.rows > 0) {
     const int items = most_items(queries.most, kExactTile, queries.wanted_items);

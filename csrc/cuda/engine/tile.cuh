@@ -1,0 +1,151 @@
+// A tile: 128 rows times 128 columns in the registers of 256 threads, and the slabs of operands in
+// shared memory that it is multiplied from.
+#pragma once
+
+#include "engine/pack.cuh"
+#include "engine/ptx.cuh"
+
+namespace dmlfast::cuda {
+
+constexpr int kTileColumns = kTileRows;
+constexpr int kTileThreads = 256;
+constexpr int kSlabBytes = kTileRows * kSlab * 2;
+
+// What a thread holds of a tile. Warp w has the rows 16w to 16w + 15; lane 4g + t of it has rows g
+// and g + 8, and of every eight columns 2t and 2t + 1. The same on the tensor cores of all devices.
+struct Fragment {
+  static constexpr int kRows = 2;
+  static constexpr int kColumns = kTileColumns / 4;
+  float value[kRows][kColumns];
+};
+
+// Of the calling thread: the row within the tile of one of its two rows.
+__device__ inline int tile_row(int slot) {
+  return static_cast<int>(threadIdx.x) / 32 * 16 + static_cast<int>(threadIdx.x) % 32 / 4 +
+         8 * slot;
+}
+
+// Of the calling thread: the column within the tile of one of its 32 columns.
+__device__ inline int tile_column(int j) {
+  return j / 2 * 8 + static_cast<int>(threadIdx.x) % 4 * 2 + j % 2;
+}
+
+// Lanes whose rows are the same: the four of a quad.
+template <class Value, class Join>
+__device__ inline Value join_quad(Value value, const Join& join) {
+  value = join(value, __shfl_xor_sync(kAllLanes, value, 1));
+  return join(value, __shfl_xor_sync(kAllLanes, value, 2));
+}
+
+// Precision of a product of packed rows: one product of the first halves, or three, of fresh sums
+// every 16 columns, which together are as good as float32.
+enum class Precision { half, split };
+
+// Rows of halves lie side by side, 128 bytes each. The 16-byte chunks of a row are permuted, so
+// that eight rows at the same chunk touch all banks; wgmma calls this a swizzle of 128 bytes.
+__device__ inline unsigned char* chunk_at(unsigned char* slab, int row, int chunk) {
+  return slab + row * (kSlab * 2) + ((chunk ^ (row % 8)) << 4);
+}
+
+// Columns of the packed rows that a slab covers.
+template <Precision kPrecision>
+constexpr int kSlabColumns = kPrecision == Precision::half ? kSlab : kSlab / 2;
+
+template <Precision kPrecision>
+__host__ __device__ inline int slabs_of(const PackedRows& rows) {
+  return rows.padded_columns / kSlabColumns<kPrecision>;
+}
+
+// Starts to copy one slab of 128 rows; position_of gives a row's place, -1 for none. Split, the
+// first 32 halves of a slab's row are of the high parts, the others of the low parts.
+template <Precision kPrecision, class PositionOf>
+__device__ inline void load_slab(unsigned char* slab, const PackedRows& rows, int number,
+                                 const PositionOf& position_of) {
+  for (int i = threadIdx.x; i < kTileRows * 8; i += kTileThreads) {
+    const int row = i / 8;
+    const int chunk = i % 8;
+    const int position = position_of(row);
+    const bool is_low = kPrecision == Precision::split && chunk >= 4;
+    const int column = number * kSlabColumns<kPrecision> + (is_low ? chunk - 4 : chunk) * 8;
+    const Half* from = (is_low ? rows.low : rows.high) +
+                       (position < 0 ? 0 : static_cast<int64_t>(position)) * rows.padded_columns +
+                       column;
+    copy_async(chunk_at(slab, row, chunk), from, position >= 0);
+  }
+}
+
+// The operand of this warp's 16 rows, 16 columns from `chunk` on.
+__device__ inline void load_rows(uint32_t (&to)[4], unsigned char* slab, int chunk) {
+  const int lane = threadIdx.x % 32;
+  const int row = static_cast<int>(threadIdx.x) / 32 * 16 + lane % 16;
+  load_matrices(to, chunk_at(slab, row, chunk + lane / 16));
+}
+
+// The operands of 16 of the tile's columns, 16 columns of the packed rows from `chunk` on.
+__device__ inline void load_columns(uint32_t (&to)[4], unsigned char* slab, int first, int chunk) {
+  const int lane = threadIdx.x % 32;
+  const int row = first + lane % 8 + lane / 16 * 8;
+  load_matrices(to, chunk_at(slab, row, chunk + lane / 8 % 2));
+}
+
+// Adds the product of two slabs to the tile.
+__device__ inline void multiply_slabs_half(Fragment& tile, unsigned char* x, unsigned char* y) {
+#pragma unroll
+  for (int k = 0; k < kSlab / kStepColumns; ++k) {
+    uint32_t a[4];
+    load_rows(a, x, 2 * k);
+#pragma unroll
+    for (int n = 0; n < kTileColumns / 16; ++n) {
+      uint32_t b[4];
+      load_columns(b, y, 16 * n, 2 * k);
+      float* low = &tile.value[0][4 * n];
+      float* high = &tile.value[1][4 * n];
+      multiply_matrices(low[0], low[1], high[0], high[1], a, b[0], b[1]);
+      multiply_matrices(low[2], low[3], high[2], high[3], a, b[2], b[3]);
+    }
+  }
+}
+
+// The same for split rows: what 16 columns add is summed from zero, so that its rounding errors
+// are relative to itself.
+__device__ inline void multiply_slabs_split(Fragment& tile, unsigned char* x, unsigned char* y) {
+#pragma unroll 1
+  for (int k = 0; k < kSlab / 2 / kStepColumns; ++k) {
+    uint32_t a_high[4];
+    uint32_t a_low[4];
+    load_rows(a_high, x, 2 * k);
+    load_rows(a_low, x, 4 + 2 * k);
+#pragma unroll
+    for (int n = 0; n < kTileColumns / 16; ++n) {
+      uint32_t b_high[4];
+      uint32_t b_low[4];
+      load_columns(b_high, y, 16 * n, 2 * k);
+      load_columns(b_low, y, 16 * n, 4 + 2 * k);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float d[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        const int b = 2 * half;
+        multiply_matrices(d[0], d[1], d[2], d[3], a_low, b_high[b], b_high[b + 1]);
+        multiply_matrices(d[0], d[1], d[2], d[3], a_high, b_low[b], b_low[b + 1]);
+        multiply_matrices(d[0], d[1], d[2], d[3], a_high, b_high[b], b_high[b + 1]);
+        tile.value[0][4 * n + b] += d[0];
+        tile.value[0][4 * n + b + 1] += d[1];
+        tile.value[1][4 * n + b] += d[2];
+        tile.value[1][4 * n + b + 1] += d[3];
+      }
+      // Keeps the compiler from having the sums of all columns in registers at once.
+      __syncwarp();
+    }
+  }
+}
+
+template <Precision kPrecision>
+__device__ inline void multiply_slabs(Fragment& tile, unsigned char* x, unsigned char* y) {
+  if constexpr (kPrecision == Precision::half) {
+    multiply_slabs_half(tile, x, y);
+  } else {
+    multiply_slabs_split(tile, x, y);
+  }
+}
+
+}  // namespace dmlfast::cuda

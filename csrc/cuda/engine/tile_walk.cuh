@@ -1,0 +1,240 @@
+// The walk over all pairs: tiles of products of packed rows, each handed to a policy that says
+// what becomes of it. A block owns 128 queries and meets the columns in ascending order.
+//
+// A policy has
+//   kColumnValues, column_values(i)  float arrays by column, padded to whole tiles, at hand per
+//   tile tiles(rows)                      the column tiles that a block of queries wants State what
+//   a thread keeps from tile to tile, for its two rows start(state, rows)               once per
+//   block of queries and part of the columns take(state, tile, fragment)      a tile of products,
+//   of which it may make what it likes finish(state, rows, item)        what there is after the
+//   last tile
+#pragma once
+
+#include "engine/queries.cuh"
+#include "engine/tile.cuh"
+
+namespace dmlfast::cuda {
+
+struct TileRange {
+  int begin;
+  int end;
+};
+
+struct WalkTask {
+  PackedRows x;
+  PackedRows y;
+  Queries queries;
+  int thresholds;    // of an anchor
+  int stages;        // slabs in flight
+  bool is_resident;  // whether all slabs of a block's rows stay in shared memory
+};
+
+// The rows of a block, by their place in the tile.
+struct BlockRows {
+  int first_place;     // in the list of queries
+  const int* queries;  // -1 past the end
+  const int* anchors;  // positions
+};
+
+// A tile that is handed to a policy.
+struct Tile {
+  int first_column;
+  const float* column_values;  // kTileColumns of each
+
+  __device__ float value(int which, int j) const {
+    return column_values[which * kTileColumns + tile_column(j)];
+  }
+  __device__ int column(int j) const { return first_column + tile_column(j); }
+};
+
+// Where things are in dynamic shared memory: resident slabs of x, then stages.
+template <class Policy>
+struct Stages {
+  static constexpr int kValueBytes = Policy::kColumnValues * kTileColumns * 4;
+
+  unsigned char* memory;
+  int resident_slabs;
+  bool is_resident;
+
+  __host__ __device__ static int stage_bytes(bool is_resident) {
+    return (is_resident ? 1 : 2) * kSlabBytes + (kValueBytes + 1023) / 1024 * 1024;
+  }
+  __device__ unsigned char* stage(int number) const {
+    return memory + (is_resident ? resident_slabs * kSlabBytes : 0) +
+           number * stage_bytes(is_resident);
+  }
+  __device__ unsigned char* y(int number) const { return stage(number); }
+  __device__ float* values(int number) const {
+    return reinterpret_cast<float*>(stage(number) + kSlabBytes);
+  }
+  __device__ unsigned char* x(int number, int slab) const {
+    return is_resident ? memory + slab * kSlabBytes
+                       : stage(number) + stage_bytes(false) - kSlabBytes;
+  }
+};
+
+__device__ inline void wait_all_but(int groups) {
+  if (groups <= 0) {
+    wait_copies<0>();
+  } else if (groups == 1) {
+    wait_copies<1>();
+  } else {
+    wait_copies<2>();
+  }
+}
+
+// The walk of one block over its part of the columns.
+template <class Policy, Precision kPrecision>
+class BlockWalk {
+ public:
+  __device__ BlockWalk(const WalkTask& task, const Policy& policy, const BlockRows& rows,
+                       unsigned char* memory)
+      : task_(task),
+        policy_(policy),
+        rows_(rows),
+        slabs_(slabs_of<kPrecision>(task.x)),
+        stages_{memory, slabs_, task.is_resident} {}
+
+  __device__ void run(TileRange range, typename Policy::State& state) {
+    first_tile_ = range.begin;
+    steps_ = range.end > range.begin ? (range.end - range.begin) * slabs_ : 0;
+    if (task_.is_resident) {
+      for (int slab = 0; slab < slabs_; ++slab) {
+        load_slab<kPrecision>(stages_.x(0, slab), task_.x, slab, Anchors{rows_.anchors});
+      }
+    }
+    for (int step = 0; step < task_.stages - 1; ++step) {
+      load(step);
+    }
+    Fragment tile;
+    for (int step = 0; step < steps_; ++step) {
+      const int slab = step % slabs_;
+      arrive(step);
+      if (slab == 0) {
+        clear(tile);
+      }
+      const int stage = step % task_.stages;
+      multiply_slabs<kPrecision>(tile, stages_.x(stage, slab), stages_.y(stage));
+      if (slab == slabs_ - 1) {
+        const Tile place{(first_tile_ + step / slabs_) * kTileColumns, stages_.values(stage)};
+        policy_.take(state, place, tile);
+      }
+    }
+    wait_copies<0>();
+    // The next walk of this block writes where others still read.
+    __syncthreads();
+  }
+
+ private:
+  struct Anchors {
+    const int* positions;
+    __device__ int operator()(int row) const { return positions[row]; }
+  };
+  struct Columns {
+    int first;
+    __device__ int operator()(int row) const { return first + row; }
+  };
+
+  __device__ static void clear(Fragment& tile) {
+#pragma unroll
+    for (int slot = 0; slot < Fragment::kRows; ++slot) {
+#pragma unroll
+      for (int j = 0; j < Fragment::kColumns; ++j) {
+        tile.value[slot][j] = 0.0f;
+      }
+    }
+  }
+
+  // Makes a step's slabs visible to all threads, and starts the copies of a later one.
+  __device__ void arrive(int step) const {
+    if (task_.stages == 1) {
+      __syncthreads();
+      load(step);
+      wait_copies<0>();
+      __syncthreads();
+      return;
+    }
+    wait_all_but(task_.stages - 2);
+    __syncthreads();
+    load(step + task_.stages - 1);
+  }
+
+  // Starts the copies of a step, none past the last; one group in either case.
+  __device__ void load(int step) const {
+    if (step < steps_) {
+      const int stage = step % task_.stages;
+      const int slab = step % slabs_;
+      const int first_column = (first_tile_ + step / slabs_) * kTileColumns;
+      load_slab<kPrecision>(stages_.y(stage), task_.y, slab, Columns{first_column});
+      if (!task_.is_resident) {
+        load_slab<kPrecision>(stages_.x(stage, slab), task_.x, slab, Anchors{rows_.anchors});
+      }
+      if (slab == slabs_ - 1) {
+        load_values(stages_.values(stage), first_column);
+      }
+    }
+    commit_copies();
+  }
+
+  __device__ void load_values(float* to, int first_column) const {
+    for (int i = threadIdx.x; i < Policy::kColumnValues * (kTileColumns / 4); i += kTileThreads) {
+      const int which = i / (kTileColumns / 4);
+      const int place = i % (kTileColumns / 4) * 4;
+      copy_async(to + which * kTileColumns + place,
+                 policy_.column_values(which) + first_column + place, true);
+    }
+  }
+
+  const WalkTask& task_;
+  const Policy& policy_;
+  const BlockRows& rows_;
+  const int slabs_;
+  const Stages<Policy> stages_;
+  int first_tile_ = 0;
+  int steps_ = 0;
+};
+
+template <class Policy, Precision kPrecision>
+__global__ void __launch_bounds__(kTileThreads) walk_kernel(WalkTask task, Policy policy) {
+  DMLFAST_SHARED_MEMORY(memory);
+  __shared__ int queries[kTileRows];
+  __shared__ int anchors[kTileRows];
+  const int number = task.queries.number();
+  const Split split = split_of(number, kTileRows, task.y.tiles(), task.queries.wanted_items);
+  for (int item = blockIdx.x; item < split.items(); item += gridDim.x) {
+    const int first = item / split.parts * kTileRows;
+    for (int i = threadIdx.x; i < kTileRows; i += kTileThreads) {
+      const int query = first + i < number ? task.queries.query(first + i) : -1;
+      queries[i] = query;
+      anchors[i] = query < 0 ? -1 : query / task.thresholds;
+    }
+    __syncthreads();
+    const BlockRows rows{first, queries, anchors};
+    const TileRange wanted = policy.tiles(rows);
+    const int begin = item % split.parts * split.tiles_per_part;
+    const int end = min(begin + split.tiles_per_part, task.y.tiles());
+    const TileRange range{max(wanted.begin, begin), min(wanted.end, end)};
+    typename Policy::State state;
+    policy.start(state, rows);
+    BlockWalk<Policy, kPrecision>(task, policy, rows, memory).run(range, state);
+    policy.finish(state, rows, item);
+    __syncthreads();
+  }
+}
+
+// Chooses the stages for the shared memory that a block may have, and launches the walk.
+template <class Policy, Precision kPrecision>
+void launch_walk(WalkTask task, const Policy& policy, int shared_bytes, cudaStream_t stream) {
+  const int resident = slabs_of<kPrecision>(task.x) * kSlabBytes;
+  constexpr int kMostStages = 4;
+  task.is_resident = resident + 2 * Stages<Policy>::stage_bytes(true) <= shared_bytes;
+  const int stage = Stages<Policy>::stage_bytes(task.is_resident);
+  const int fixed = task.is_resident ? resident : 0;
+  const int fitting = (shared_bytes - fixed) / stage;
+  task.stages = fitting < 1 ? 1 : fitting > kMostStages ? kMostStages : fitting;
+  const int items = most_items(task.queries.most, kTileRows, task.queries.wanted_items);
+  DMLFAST_LAUNCH_SHARED((walk_kernel<Policy, kPrecision>), dim3{grid_for(items)}, kTileThreads,
+                        fixed + task.stages * stage, stream, task, policy);
+}
+
+}  // namespace dmlfast::cuda
