@@ -2,6 +2,7 @@
 // what becomes of it. A block owns 128 queries and meets the columns in ascending order.
 //
 // A policy has
+//   kMultiplies                      whether it wants products at all
 //   kColumnValues, column_values(i)  float arrays by column, padded to whole tiles, at hand per
 //   tile tiles(rows)                      the column tiles that a block of queries wants State what
 //   a thread keeps from tile to tile, for its two rows start(state, rows)               once per
@@ -18,6 +19,12 @@ namespace dmlfast::cuda {
 struct TileRange {
   int begin;
   int end;
+};
+
+// Slabs of y that follow the products of a tile.
+struct FurtherSlabs {
+  int count;
+  int first;
 };
 
 struct WalkTask {
@@ -83,21 +90,27 @@ __device__ inline void wait_all_but(int groups) {
   }
 }
 
-// The walk of one block over its part of the columns.
+// The steps of one block's walk over its part of the columns: the slabs of each tile one after the
+// other, and after them further slabs of y, where the policy has use for these.
 template <class Policy, Precision kPrecision>
-class BlockWalk {
+class SlabWalk {
  public:
-  __device__ BlockWalk(const WalkTask& task, const Policy& policy, const BlockRows& rows,
-                       unsigned char* memory)
+  __device__ SlabWalk(const WalkTask& task, const Policy& policy, const BlockRows& rows,
+                      unsigned char* memory, TileRange range, FurtherSlabs further = {0, 0})
       : task_(task),
         policy_(policy),
         rows_(rows),
-        slabs_(slabs_of<kPrecision>(task.x)),
-        stages_{memory, slabs_, task.is_resident} {}
+        slabs_(Policy::kMultiplies ? slabs_of<kPrecision>(task.x) : 0),
+        further_(further),
+        steps_per_tile_(slabs_ + further.count),
+        stages_{memory, slabs_, task.is_resident},
+        first_tile_(range.begin),
+        tiles_(range.end > range.begin ? range.end - range.begin : 0) {}
 
-  __device__ void run(TileRange range, typename Policy::State& state) {
-    first_tile_ = range.begin;
-    steps_ = range.end > range.begin ? (range.end - range.begin) * slabs_ : 0;
+  __device__ int tiles() const { return tiles_; }
+
+  // Starts the first copies.
+  __device__ void start() const {
     if (task_.is_resident) {
       for (int slab = 0; slab < slabs_; ++slab) {
         load_slab<kPrecision>(stages_.x(0, slab), task_.x, slab, Anchors{rows_.anchors});
@@ -106,23 +119,33 @@ class BlockWalk {
     for (int step = 0; step < task_.stages - 1; ++step) {
       load(step);
     }
-    Fragment tile;
-    for (int step = 0; step < steps_; ++step) {
-      const int slab = step % slabs_;
-      arrive(step);
-      if (slab == 0) {
-        clear(tile);
-      }
-      const int stage = step % task_.stages;
-      multiply_slabs<kPrecision>(tile, stages_.x(stage, slab), stages_.y(stage));
-      if (slab == slabs_ - 1) {
-        const Tile place{(first_tile_ + step / slabs_) * kTileColumns, stages_.values(stage)};
-        policy_.take(state, place, tile);
-      }
-    }
+  }
+
+  // Waits for what is left, and for all threads: the next walk writes where others still read.
+  __device__ void end() const {
     wait_copies<0>();
-    // The next walk of this block writes where others still read.
     __syncthreads();
+  }
+
+  // The products of a tile, after which its column values are at hand.
+  __device__ void multiply(int tile, Fragment& fragment) const {
+    clear(fragment);
+    for (int slab = 0; slab < slabs_; ++slab) {
+      const int stage = arrive(tile * steps_per_tile_ + slab);
+      multiply_slabs<kPrecision>(fragment, stages_.x(stage, slab), stages_.y(stage));
+    }
+  }
+
+  // The next of the further slabs of a tile.
+  __device__ unsigned char* further(int tile, int number) const {
+    return stages_.y(arrive(tile * steps_per_tile_ + slabs_ + number));
+  }
+
+  // Where the column values are: in the stage of the last product, or else of the first further
+  // slab.
+  __device__ Tile tile(int number) const {
+    const int step = number * steps_per_tile_ + (slabs_ > 0 ? slabs_ - 1 : 0);
+    return {(first_tile_ + number) * kTileColumns, stages_.values(step % task_.stages)};
   }
 
  private:
@@ -145,31 +168,36 @@ class BlockWalk {
     }
   }
 
-  // Makes a step's slabs visible to all threads, and starts the copies of a later one.
-  __device__ void arrive(int step) const {
+  // Makes a step's slabs visible to all threads, starts the copies of a later one, and returns the
+  // stage of the step.
+  __device__ int arrive(int step) const {
     if (task_.stages == 1) {
       __syncthreads();
       load(step);
       wait_copies<0>();
       __syncthreads();
-      return;
+    } else {
+      wait_all_but(task_.stages - 2);
+      __syncthreads();
+      load(step + task_.stages - 1);
     }
-    wait_all_but(task_.stages - 2);
-    __syncthreads();
-    load(step + task_.stages - 1);
+    return step % task_.stages;
   }
 
   // Starts the copies of a step, none past the last; one group in either case.
   __device__ void load(int step) const {
-    if (step < steps_) {
+    if (step < tiles_ * steps_per_tile_) {
       const int stage = step % task_.stages;
-      const int slab = step % slabs_;
-      const int first_column = (first_tile_ + step / slabs_) * kTileColumns;
-      load_slab<kPrecision>(stages_.y(stage), task_.y, slab, Columns{first_column});
-      if (!task_.is_resident) {
+      const int slab = step % steps_per_tile_;
+      const int first_column = (first_tile_ + step / steps_per_tile_) * kTileColumns;
+      const bool is_further = slab >= slabs_;
+      load_slab<kPrecision>(stages_.y(stage), task_.y,
+                            is_further ? further_.first + slab - slabs_ : slab,
+                            Columns{first_column});
+      if (!task_.is_resident && !is_further) {
         load_slab<kPrecision>(stages_.x(stage, slab), task_.x, slab, Anchors{rows_.anchors});
       }
-      if (slab == slabs_ - 1) {
+      if (slab == (slabs_ > 0 ? slabs_ - 1 : 0)) {
         load_values(stages_.values(stage), first_column);
       }
     }
@@ -189,52 +217,80 @@ class BlockWalk {
   const Policy& policy_;
   const BlockRows& rows_;
   const int slabs_;
+  const FurtherSlabs further_;
+  const int steps_per_tile_;
   const Stages<Policy> stages_;
-  int first_tile_ = 0;
-  int steps_ = 0;
+  const int first_tile_;
+  const int tiles_;
 };
+
+// An item of work: a block of queries, and a part of the columns.
+struct WalkItem {
+  BlockRows rows;
+  int begin;  // column tiles
+  int end;
+};
+
+// The rows of an item, written to shared memory by all threads.
+__device__ inline WalkItem walk_item(const WalkTask& task, const Split& split, int item,
+                                     int (&queries)[kTileRows], int (&anchors)[kTileRows]) {
+  const int number = task.queries.number();
+  const int first = item / split.parts * kTileRows;
+  for (int i = threadIdx.x; i < kTileRows; i += kTileThreads) {
+    const int query = first + i < number ? task.queries.query(first + i) : -1;
+    queries[i] = query;
+    anchors[i] = query < 0 ? -1 : query / task.thresholds;
+  }
+  __syncthreads();
+  const int begin = item % split.parts * split.tiles_per_part;
+  return {{first, queries, anchors}, begin, min(begin + split.tiles_per_part, task.y.tiles())};
+}
 
 template <class Policy, Precision kPrecision>
 __global__ void __launch_bounds__(kTileThreads) walk_kernel(WalkTask task, Policy policy) {
   DMLFAST_SHARED_MEMORY(memory);
   __shared__ int queries[kTileRows];
   __shared__ int anchors[kTileRows];
-  const int number = task.queries.number();
-  const Split split = split_of(number, kTileRows, task.y.tiles(), task.queries.wanted_items);
-  for (int item = blockIdx.x; item < split.items(); item += gridDim.x) {
-    const int first = item / split.parts * kTileRows;
-    for (int i = threadIdx.x; i < kTileRows; i += kTileThreads) {
-      const int query = first + i < number ? task.queries.query(first + i) : -1;
-      queries[i] = query;
-      anchors[i] = query < 0 ? -1 : query / task.thresholds;
-    }
-    __syncthreads();
-    const BlockRows rows{first, queries, anchors};
-    const TileRange wanted = policy.tiles(rows);
-    const int begin = item % split.parts * split.tiles_per_part;
-    const int end = min(begin + split.tiles_per_part, task.y.tiles());
-    const TileRange range{max(wanted.begin, begin), min(wanted.end, end)};
+  const Split split =
+      split_of(task.queries.number(), kTileRows, task.y.tiles(), task.queries.wanted_items);
+  for (int number = blockIdx.x; number < split.items(); number += gridDim.x) {
+    const WalkItem item = walk_item(task, split, number, queries, anchors);
+    const TileRange wanted = policy.tiles(item.rows);
+    const TileRange range{max(wanted.begin, item.begin), min(wanted.end, item.end)};
     typename Policy::State state;
-    policy.start(state, rows);
-    BlockWalk<Policy, kPrecision>(task, policy, rows, memory).run(range, state);
-    policy.finish(state, rows, item);
+    policy.start(state, item.rows);
+    const SlabWalk<Policy, kPrecision> walk(task, policy, item.rows, memory, range);
+    walk.start();
+    for (int tile = 0; tile < walk.tiles(); ++tile) {
+      Fragment fragment;
+      walk.multiply(tile, fragment);
+      policy.take(state, walk.tile(tile), fragment);
+    }
+    walk.end();
+    policy.finish(state, item.rows, number);
     __syncthreads();
   }
 }
 
-// Chooses the stages for the shared memory that a block may have, and launches the walk.
+// Chooses where slabs are kept for the shared memory that a block may have; returns the bytes.
 template <class Policy, Precision kPrecision>
-void launch_walk(WalkTask task, const Policy& policy, int shared_bytes, cudaStream_t stream) {
-  const int resident = slabs_of<kPrecision>(task.x) * kSlabBytes;
+int choose_stages(WalkTask& task, int shared_bytes) {
   constexpr int kMostStages = 4;
+  const int resident = Policy::kMultiplies ? slabs_of<kPrecision>(task.x) * kSlabBytes : 0;
   task.is_resident = resident + 2 * Stages<Policy>::stage_bytes(true) <= shared_bytes;
   const int stage = Stages<Policy>::stage_bytes(task.is_resident);
   const int fixed = task.is_resident ? resident : 0;
   const int fitting = (shared_bytes - fixed) / stage;
   task.stages = fitting < 1 ? 1 : fitting > kMostStages ? kMostStages : fitting;
+  return fixed + task.stages * stage;
+}
+
+template <class Policy, Precision kPrecision>
+void launch_walk(WalkTask task, const Policy& policy, int shared_bytes, cudaStream_t stream) {
+  const int bytes = choose_stages<Policy, kPrecision>(task, shared_bytes);
   const int items = most_items(task.queries.most, kTileRows, task.queries.wanted_items);
   DMLFAST_LAUNCH_SHARED((walk_kernel<Policy, kPrecision>), dim3{grid_for(items)}, kTileThreads,
-                        fixed + task.stages * stage, stream, task, policy);
+                        bytes, stream, task, policy);
 }
 
 }  // namespace dmlfast::cuda

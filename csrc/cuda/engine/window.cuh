@@ -37,6 +37,7 @@ struct WindowArguments {
 template <bool kFarthest, bool kHasLower>
 class WindowPolicy {
  public:
+  static constexpr bool kMultiplies = true;
   static constexpr int kColumnValues = 1;
 
   explicit WindowPolicy(const WindowArguments& arguments) : a_(arguments) {}

@@ -1,0 +1,203 @@
+// From a tile of products to distances in the units of the rows. Where a Euclidean distance is far
+// below the lengths of its rows, the difference of squares has lost its digits: it is computed
+// again, from the differences of the values as given.
+#pragma once
+
+#include "engine/any_rows.cuh"
+#include "engine/tile_walk.cuh"
+
+namespace dmlfast::cuda {
+
+// Pairs are near when their squared distance is less than this times the sum of their squares.
+constexpr float kNear = 1e-3f;
+
+struct DistanceTask {
+  Metric metric;
+  const PackScale* scale;
+  PackedRows x;
+  PackedRows y;
+  AnyRows x_rows;  // as given
+  AnyRows y_rows;
+  const int64_t* x_order;
+  const int64_t* y_order;
+  const int32_t* self;  // by anchor position: the column that is no partner, -1 for none; or null
+};
+
+// Of a thread's columns of each of its rows, those whose pairs are near, a bit for each.
+struct NearPairs {
+  uint32_t columns[Fragment::kRows] = {};
+};
+
+// Serves the near pairs of a warp's rows one after the other, in a fixed order, all lanes together:
+// `serve` is told the row and the column within the tile and the pair's value, and returns what
+// takes its place.
+template <class Serve>
+__device__ inline void for_each_near(int slot, uint32_t near, float (&values)[Fragment::kColumns],
+                                     const Serve& serve) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int first_row = static_cast<int>(threadIdx.x) / 32 * 16 + 8 * slot;
+  for (unsigned lanes = __ballot_sync(kAllLanes, near != 0); lanes != 0;
+       lanes = __ballot_sync(kAllLanes, near != 0)) {
+    const int owner = __ffs(static_cast<int>(lanes)) - 1;
+    const int j = __shfl_sync(kAllLanes, __ffs(static_cast<int>(near)) - 1, owner);
+    float value = 0.0f;
+#pragma unroll
+    for (int k = 0; k < Fragment::kColumns; ++k) {
+      value = k == j ? values[k] : value;
+    }
+    value = __shfl_sync(kAllLanes, value, owner);
+    value = serve(first_row + owner / 4, j / 2 * 8 + owner % 4 * 2 + j % 2, value);
+    if (lane == owner) {
+      near &= near - 1;
+#pragma unroll
+      for (int k = 0; k < Fragment::kColumns; ++k) {
+        values[k] = k == j ? value : values[k];
+      }
+    }
+  }
+}
+
+// What turns packed numbers into those of the rows: 1 / scale, under cosine 1 / 2^13.
+__device__ inline double unit_of(Metric metric, const PackScale* scale) {
+  if (metric == Metric::cosine) {
+    return 0x1p-13;
+  }
+  return scale->exponent == INT_MIN ? 1.0 : scalbn(1.0, scale->exponent - kScaledExponent);
+}
+
+// Of one thread. Lanes of a warp call the functions together.
+class Distances {
+ public:
+  __device__ Distances() = default;
+
+  __device__ Distances(const DistanceTask& task, const BlockRows& rows)
+      : rows_(&rows), unit_(static_cast<float>(unit_of(task.metric, task.scale))) {
+#pragma unroll
+    for (int slot = 0; slot < Fragment::kRows; ++slot) {
+      const int anchor = rows.anchors[tile_row(slot)];
+      norm_[slot] = anchor < 0 ? INFINITY : task.x.norm[anchor];
+      self_[slot] = anchor < 0 || task.self == nullptr ? -1 : task.self[anchor];
+    }
+  }
+
+  // Products become distances, NaN for a pair that does not exist: one with itself, or with a row
+  // that is absent or not finite. Values 0 of the policy's column values are the columns' norms.
+  __device__ void convert(const DistanceTask& task, const Tile& tile, Fragment& fragment) const {
+    NearPairs near;
+    convert(task, tile, fragment, near);
+  }
+
+  // The same, and which pairs were near.
+  __device__ void convert(const DistanceTask& task, const Tile& tile, Fragment& fragment,
+                          NearPairs& near) const {
+    if (!sums_differences(task.metric)) {
+      convert_products(task, tile, fragment);
+      return;
+    }
+#pragma unroll
+    for (int j = 0; j < Fragment::kColumns; ++j) {
+      const float norm = tile.value(0, j);
+#pragma unroll
+      for (int slot = 0; slot < Fragment::kRows; ++slot) {
+        float& value = fragment.value[slot][j];
+        const float norms = norm_[slot] + norm;
+        value = multiply_add(-2.0f, value, norms);
+        const bool exists = is_pair(slot, norms, tile.column(j));
+        near.columns[slot] |= exists && value < kNear * norms ? 1u << j : 0u;
+        value = exists ? value : NAN;
+      }
+    }
+    to_units(task, fragment);
+#pragma unroll
+    for (int slot = 0; slot < Fragment::kRows; ++slot) {
+      repair(task, tile, slot, near.columns[slot], fragment.value[slot]);
+    }
+  }
+
+  // Which pairs are near, of distances that are known already.
+  __device__ void find_near(const DistanceTask& task, const Tile& tile, const Fragment& fragment,
+                            NearPairs& near) const {
+    if (!sums_differences(task.metric)) {
+      return;
+    }
+    const bool has_root = task.metric == Metric::euclidean;
+#pragma unroll
+    for (int j = 0; j < Fragment::kColumns; ++j) {
+#pragma unroll
+      for (int slot = 0; slot < Fragment::kRows; ++slot) {
+        const float scaled = fragment.value[slot][j] / unit_;
+        const float square = has_root ? scaled * scaled : scaled / unit_;
+        const float limit = kNear * (norm_[slot] + tile.value(0, j));
+        near.columns[slot] |= square < limit ? 1u << j : 0u;
+      }
+    }
+  }
+
+  __device__ float unit() const { return unit_; }
+  __device__ float norm(int slot) const { return norm_[slot]; }
+
+ private:
+  __device__ bool is_pair(int slot, float norms, int column) const {
+    return norms < INFINITY && column != self_[slot];
+  }
+
+  __device__ void convert_products(const DistanceTask& task, const Tile& tile,
+                                   Fragment& fragment) const {
+    const bool is_cosine = task.metric == Metric::cosine;
+#pragma unroll
+    for (int j = 0; j < Fragment::kColumns; ++j) {
+      const float norm = tile.value(0, j);
+#pragma unroll
+      for (int slot = 0; slot < Fragment::kRows; ++slot) {
+        float& value = fragment.value[slot][j];
+        const float product = value * unit_ * unit_;
+        value = is_pair(slot, norm_[slot] + norm, tile.column(j))
+                    ? (is_cosine ? 1.0f - product : -product)
+                    : NAN;
+      }
+    }
+  }
+
+  // Squared distances of scaled rows become distances.
+  __device__ void to_units(const DistanceTask& task, Fragment& fragment) const {
+    const bool has_root = task.metric == Metric::euclidean;
+#pragma unroll
+    for (int j = 0; j < Fragment::kColumns; ++j) {
+#pragma unroll
+      for (int slot = 0; slot < Fragment::kRows; ++slot) {
+        float& value = fragment.value[slot][j];
+        value = value < 0.0f ? 0.0f : value;
+        value = has_root ? sqrtf(value) * unit_ : value * unit_ * unit_;
+      }
+    }
+  }
+
+  // Computes near pairs again.
+  __device__ void repair(const DistanceTask& task, const Tile& tile, int slot, uint32_t near,
+                         float (&values)[Fragment::kColumns]) const {
+    for_each_near(slot, near, values, [&](int place, int column, float) {
+      return direct_distance(task, rows_->anchors[place], tile.first_column + column);
+    });
+  }
+
+  // Both rows exist, as near pairs do.
+  __device__ static float direct_distance(const DistanceTask& task, int anchor, int column) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int64_t x = task.x_order[anchor];
+    const int64_t y = task.y_order[column];
+    double squares = 0.0;
+    for (int64_t k = lane; k < task.x_rows.columns; k += 32) {
+      const double difference = element(task.x_rows, x, k) - element(task.y_rows, y, k);
+      squares += difference * difference;
+    }
+    squares = warp_sum(squares);
+    return static_cast<float>(task.metric == Metric::euclidean ? sqrt(squares) : squares);
+  }
+
+  const BlockRows* rows_ = nullptr;
+  float unit_ = 1.0f;
+  float norm_[Fragment::kRows] = {};
+  int self_[Fragment::kRows] = {};
+};
+
+}  // namespace dmlfast::cuda
