@@ -41,4 +41,31 @@ __device__ inline double element(const AnyRows& rows, int64_t row, int64_t colum
   }
 }
 
+// A contiguous matrix that is written.
+struct AnyResult {
+  void* data;
+  ElementType type;
+  int64_t columns;
+};
+
+__device__ inline void store_element(const AnyResult& to, int64_t row, int64_t column,
+                                     double value) {
+  const int64_t at = row * to.columns + column;
+  switch (to.type) {
+    case ElementType::float64:
+      static_cast<double*>(to.data)[at] = value;
+      return;
+#ifndef DMLFAST_EMULATION
+    case ElementType::float16:
+      static_cast<__half*>(to.data)[at] = rounded<__half>(value);
+      return;
+    case ElementType::bfloat16:
+      static_cast<__nv_bfloat16*>(to.data)[at] = rounded<__nv_bfloat16>(value);
+      return;
+#endif
+    default:
+      static_cast<float*>(to.data)[at] = static_cast<float>(value);
+  }
+}
+
 }  // namespace dmlfast::cuda

@@ -68,8 +68,6 @@ __device__ inline double unit_of(Metric metric, const PackScale* scale) {
 // Of one thread. Lanes of a warp call the functions together.
 class Distances {
  public:
-  __device__ Distances() = default;
-
   __device__ Distances(const DistanceTask& task, const BlockRows& rows)
       : rows_(&rows), unit_(static_cast<float>(unit_of(task.metric, task.scale))) {
 #pragma unroll
@@ -167,7 +165,7 @@ class Distances {
       for (int slot = 0; slot < Fragment::kRows; ++slot) {
         float& value = fragment.value[slot][j];
         value = value < 0.0f ? 0.0f : value;
-        value = has_root ? sqrtf(value) * unit_ : value * unit_ * unit_;
+        value = has_root ? square_root(value) * unit_ : value * unit_ * unit_;
       }
     }
   }

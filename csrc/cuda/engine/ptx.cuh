@@ -23,6 +23,15 @@ __device__ inline uint32_t pack_halves(float first, float second) {
 
 __device__ inline float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 
+// Correct to two units in the last place, without a slow path; a divisor of 2^126 or more gives 0.
+__device__ inline float divide(float a, float b) { return __fdividef(a, b); }
+
+__device__ inline float square_root(float value) {
+  float root;
+  asm("sqrt.approx.f32 %0, %1;\n" : "=f"(root) : "f"(value));
+  return root;
+}
+
 __device__ inline uint32_t shared_address(const void* address) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(address));
 }

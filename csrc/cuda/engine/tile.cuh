@@ -90,7 +90,7 @@ __device__ inline void load_columns(uint32_t (&to)[4], unsigned char* slab, int 
 
 // Adds the product of two slabs to the tile.
 __device__ inline void multiply_slabs_half(Fragment& tile, unsigned char* x, unsigned char* y) {
-#pragma unroll
+#pragma unroll 1
   for (int k = 0; k < kSlab / kStepColumns; ++k) {
     uint32_t a[4];
     load_rows(a, x, 2 * k);
