@@ -9,8 +9,8 @@ namespace dmlfast::cuda {
 
 constexpr int kClassRows = 128;         // references of a block; with more, it is walked
 constexpr int kClassThreadsEach = 4;    // threads of a query
-constexpr int kClassCandidates = 8;     // that a thread sums up at once
-constexpr int kClassBuffer = 172 * 33;  // staged elements: 32 dimensions of up to 108 references
+constexpr int kClassCandidates = 4;     // that a thread sums up at once
+constexpr int kClassBuffer = 144 * 33;  // staged elements: 32 dimensions of up to 144 rows
 constexpr int kClassChunk = kClassThreadsEach * kClassCandidates;
 
 static_assert(kExactTile * kClassThreadsEach == kSlabThreads, "all threads have a query");
@@ -115,89 +115,124 @@ __device__ inline bool gather_classes(const SelectArguments<T>& a, int first_que
   return true;
 }
 
+// The batch compared with itself: anchors are among their class's references.
+template <class T>
+__device__ inline bool is_batch_itself(const SelectArguments<T>& a) {
+  return a.x.data == a.references.data && a.x.row_stride == a.references.row_stride &&
+         a.x.column_stride == a.references.column_stride && a.labels == a.reference_labels &&
+         a.order == a.reference_order;
+}
+
+// How the rows of a block are staged: its anchors, unless they are references too, and then its
+// references.
+struct ClassStage {
+  int anchors;     // rows
+  int references;  // rows
+  int width;       // dimensions at once
+
+  __device__ int reference(int place) const { return (anchors + place) * (width + 1); }
+};
+
+template <class T>
+__device__ inline ClassStage class_stage(const SelectArguments<T>& a, int count,
+                                         const ClassShared& shared) {
+  ClassStage stage;
+  stage.anchors = is_batch_itself(a) ? 0 : count;
+  stage.references = shared.range.end - shared.range.begin;
+  stage.width = (stage.anchors + stage.references) * 33 <= kClassBuffer ? 32 : 16;
+  return stage;
+}
+
 // What a thread compares with its anchor: every fourth reference of the class, from some place on.
 struct ClassCandidates {
   int number;
-  int anchor;                    // where the anchor is staged
-  int places[kClassCandidates];  // where they are staged; unused ones point at the anchor
+  int anchor;  // where the anchor is staged
+  int first;   // where the first candidate is staged
   double sums[kClassCandidates];
 };
 
 template <bool kDifferences, int kCount>
-__device__ __forceinline__ void add_candidates(const double* staged, int columns,
+__device__ __forceinline__ void add_candidates(const double* staged, const Slab& slab,
                                                ClassCandidates& candidates) {
   const double* anchor = staged + candidates.anchor;
+  const double* others[kCount];
+#pragma unroll
+  for (int c = 0; c < kCount; ++c) {
+    // A thread without so many adds up something unused.
+    const int other = candidates.first + c * kClassThreadsEach * slab.stride();
+    others[c] = staged + (c < candidates.number ? other : candidates.anchor);
+  }
 #pragma unroll 4
-  for (int k = 0; k < columns; ++k) {
+  for (int k = 0; k < slab.columns; ++k) {
     const double x = anchor[k];
 #pragma unroll
     for (int c = 0; c < kCount; ++c) {
-      candidates.sums[c] += share_of<kDifferences>(x, staged[candidates.places[c] + k]);
+      candidates.sums[c] += share_of<kDifferences>(x, others[c][k]);
     }
   }
 }
 
 // Adds a slab to the sums of as many candidates as the busiest lane of the warp has.
 template <bool kDifferences>
-__device__ __forceinline__ void add_class_slab(const double* staged, int columns,
+__device__ __forceinline__ void add_class_slab(const double* staged, const Slab& slab,
                                                ClassCandidates& candidates) {
   const int number = candidates.number;
-  if (__ballot_sync(0xffffffffu, number > 4) != 0) {
-    add_candidates<kDifferences, 8>(staged, columns, candidates);
-  } else if (__ballot_sync(0xffffffffu, number > 2) != 0) {
-    add_candidates<kDifferences, 4>(staged, columns, candidates);
+  if (__ballot_sync(0xffffffffu, number > 2) != 0) {
+    add_candidates<kDifferences, 4>(staged, slab, candidates);
   } else if (__ballot_sync(0xffffffffu, number > 1) != 0) {
-    add_candidates<kDifferences, 2>(staged, columns, candidates);
+    add_candidates<kDifferences, 2>(staged, slab, candidates);
   } else if (__ballot_sync(0xffffffffu, number > 0) != 0) {
-    add_candidates<kDifferences, 1>(staged, columns, candidates);
+    add_candidates<kDifferences, 1>(staged, slab, candidates);
   }
 }
 
 // Sums up the pairs of all threads' candidates.
 template <class T>
-__device__ __forceinline__ void sum_candidates(const SelectArguments<T>& a, int count, int width,
+__device__ __forceinline__ void sum_candidates(const SelectArguments<T>& a, const ClassStage& stage,
                                                ClassShared& shared, ClassCandidates& candidates) {
-  const int references = shared.range.end - shared.range.begin;
-  for (int first = 0; first < a.x.columns; first += width) {
-    const Slab slab = slab_at(first, a.x.columns, width);
+  for (int first = 0; first < a.x.columns; first += stage.width) {
+    const Slab slab = slab_at(first, a.x.columns, stage.width);
     __syncthreads();
     stage_slab(
-        a.x, count, [&](int row) { return int64_t{shared.anchors[row]}; }, slab, shared.staged);
+        a.x, stage.anchors, [&](int row) { return int64_t{shared.anchors[row]}; }, slab,
+        shared.staged);
     stage_slab(
-        a.references, references, [&](int row) { return int64_t{shared.references[row]}; }, slab,
-        shared.staged + kExactTile * slab.stride());
+        a.references, stage.references, [&](int row) { return int64_t{shared.references[row]}; },
+        slab, shared.staged + stage.reference(0));
     __syncthreads();
     if (sums_differences(a.metric)) {
-      add_class_slab<true>(shared.staged, slab.columns, candidates);
+      add_class_slab<true>(shared.staged, slab, candidates);
     } else {
-      add_class_slab<false>(shared.staged, slab.columns, candidates);
+      add_class_slab<false>(shared.staged, slab, candidates);
     }
   }
 }
 
 // The choice of a thread's anchor, the same in its four threads.
 template <class T>
-__device__ __forceinline__ Choice choose_in_class(const SelectArguments<T>& a, int count,
-                                                  ClassShared& shared) {
+__device__ __forceinline__ Choice choose_in_class(const SelectArguments<T>& a, int first_query,
+                                                  int count, ClassShared& shared) {
   const int row = static_cast<int>(threadIdx.x) / kClassThreadsEach;
   const int turn = static_cast<int>(threadIdx.x) % kClassThreadsEach;
-  const int references = shared.range.end - shared.range.begin;
-  const int width = (kExactTile + references) * 33 <= kClassBuffer ? 32 : 16;
+  const ClassStage stage = class_stage(a, count, shared);
   const ColumnRange own = row < count ? shared.classes[row] : ColumnRange{0, 0};
+  ClassCandidates candidates;
+  candidates.anchor = 0;
+  if (row < count) {
+    const int position = (first_query + row) / static_cast<int>(a.thresholds);
+    candidates.anchor = stage.anchors == 0 ? stage.reference(position - shared.range.begin)
+                                           : row * (stage.width + 1);
+  }
   Choice choice;
   int begin = own.begin + turn;
   do {
-    ClassCandidates candidates;
     const int left = (own.end - begin + kClassThreadsEach - 1) / kClassThreadsEach;
     candidates.number = own.end <= begin ? 0 : left;
-    candidates.anchor = (row < count ? row : 0) * (width + 1);
-#pragma unroll
-    for (int c = 0; c < kClassCandidates; ++c) {
-      const int place = kExactTile + begin + c * kClassThreadsEach;
-      candidates.places[c] = c < candidates.number ? place * (width + 1) : candidates.anchor;
-      candidates.sums[c] = 0.0;
+    candidates.first = stage.reference(begin);
+    for (double& sum : candidates.sums) {
+      sum = 0.0;
     }
-    sum_candidates(a, count, width, shared, candidates);
+    sum_candidates(a, stage, shared, candidates);
 #pragma unroll
     for (int c = 0; c < kClassCandidates; ++c) {
       if (c < candidates.number) {
@@ -246,7 +281,7 @@ __global__ void __launch_bounds__(kSlabThreads, 3)
       arguments.ranges[row_block] = fits ? ColumnRange{0, 0} : shared.range;
     }
     if (fits) {
-      const Choice choice = choose_in_class(a, count, shared);
+      const Choice choice = choose_in_class(a, first_query, count, shared);
       const int anchor = shared.anchors[row < count ? row : 0];
       const bool is_finite = is_finite_or_found(a.x, anchor, row >= count || choice.index >= 0);
       if (row < count && threadIdx.x % kClassThreadsEach == 0) {

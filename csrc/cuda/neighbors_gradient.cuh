@@ -112,7 +112,7 @@ __device__ inline double factor_of_none(const Rows<T>& x, int64_t anchor) {
 
 // One warp a slot.
 template <class T>
-__global__ void __launch_bounds__(kGradientThreads) pair_kernel(GradientArguments<T> a) {
+__global__ void __launch_bounds__(kGradientThreads, 2) pair_kernel(GradientArguments<T> a) {
   const int64_t step = int64_t{gridDim.x} * kGradientWarps;
   for (int64_t slot = int64_t{blockIdx.x} * kGradientWarps + threadIdx.x / 32; slot < a.slots();
        slot += step) {
@@ -175,7 +175,8 @@ struct GradientShare {
 
 // One warp an anchor; thresholds are added in ascending order.
 template <class T>
-__global__ void __launch_bounds__(kGradientThreads) anchor_gradient_kernel(GradientArguments<T> a) {
+__global__ void __launch_bounds__(kGradientThreads, 2)
+    anchor_gradient_kernel(GradientArguments<T> a) {
   const bool differences = sums_differences(a.metric);
   const int64_t columns = a.x.columns;
   const int64_t step = int64_t{gridDim.x} * kGradientWarps;
@@ -202,7 +203,7 @@ __global__ void __launch_bounds__(kGradientThreads) anchor_gradient_kernel(Gradi
 
 // Where each reference's slots begin, one thread a reference.
 template <class T>
-__global__ void __launch_bounds__(kGradientThreads) starts_kernel(GradientArguments<T> a) {
+__global__ void __launch_bounds__(kGradientThreads, 2) starts_kernel(GradientArguments<T> a) {
   const int64_t step = int64_t{gridDim.x} * kGradientThreads;
   for (int64_t other = int64_t{blockIdx.x} * kGradientThreads + threadIdx.x;
        other <= a.references.rows; other += step) {

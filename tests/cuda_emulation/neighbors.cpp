@@ -19,6 +19,7 @@ struct Header {
   // Items of work to divide into, 0 for the usual number; the length of a list of queries to be
   // decided alone, -1 for all queries; how many of the list count.
   int64_t wanted_items, listed, counted;
+  int64_t is_batch_itself, has_grad;
 };
 
 template <class T>
@@ -77,48 +78,15 @@ void select_queries(const Header& h, const SelectArguments<T>& arguments,
 }
 
 template <class T>
-void run(const Header& h, std::ifstream& in, std::ofstream& out) {
+void differentiate(const Header& h, const SelectArguments<T>& select, std::ifstream& in,
+                   std::ofstream& out) {
   const int64_t slots = h.anchors * h.thresholds;
-  const auto x = read<T>(in, h.anchors * h.dimensions);
-  const auto references = read<T>(in, h.references * h.dimensions);
-  const auto labels = read<int64_t>(in, h.anchors);
-  const auto order = read<int64_t>(in, h.anchors);
-  const auto reference_labels = read<int64_t>(in, h.references);
-  const auto reference_order = read<int64_t>(in, h.references);
-  const auto self_index = read<int64_t>(in, h.has_self ? h.anchors : 0);
-  const auto beyond = read<double>(in, h.has_beyond ? slots : 0);
-  const auto list = read<int32_t>(in, h.listed > 0 ? h.listed : 0);
   const auto grad = read<T>(in, slots);
-
-  std::vector<T> distance(slots, kUntouched);
-  std::vector<int64_t> index(slots, kUntouched);
-  std::vector<double> norms_x(h.anchors), norms_references(h.references);
-  SelectArguments<T> select{};
-  select.x = rows_of(x, h.anchors, h.dimensions);
-  select.references = rows_of(references, h.references, h.dimensions);
-  select.labels = labels.data();
-  select.order = order.data();
-  select.reference_labels = reference_labels.data();
-  select.reference_order = reference_order.data();
-  select.self_index = h.has_self ? self_index.data() : nullptr;
-  select.beyond = h.has_beyond ? beyond.data() : nullptr;
-  select.thresholds = h.thresholds;
-  select.metric = static_cast<Metric>(h.metric);
-  select.same_class = h.same_class;
-  select.farthest = h.farthest;
-  select.norms_x = norms_x.data();
-  select.norms_references = norms_references.data();
-  select.distance = distance.data();
-  select.index = index.data();
-  select_queries(h, select, list);
-  write(out, distance);
-  write(out, index);
-
   const auto chosen = read<int64_t>(in, slots);
   const auto slot_order = read<int64_t>(in, slots);
   std::vector<double> factors(slots), own_x(slots), own_other(slots);
   std::vector<int64_t> starts(h.references + 1);
-  std::vector<T> grad_x(x.size()), grad_references(references.size());
+  std::vector<T> grad_x(h.anchors * h.dimensions), grad_references(h.references * h.dimensions);
   GradientArguments<T> gradient{};
   gradient.x = select.x;
   gradient.references = select.references;
@@ -140,6 +108,52 @@ void run(const Header& h, std::ifstream& in, std::ofstream& out) {
   launch_gradient(gradient, nullptr);
   write(out, grad_x);
   write(out, grad_references);
+}
+
+template <class T>
+void run(const Header& h, std::ifstream& in, std::ofstream& out) {
+  const int64_t slots = h.anchors * h.thresholds;
+  const auto x = read<T>(in, h.anchors * h.dimensions);
+  const auto references = read<T>(in, h.references * h.dimensions);
+  const auto labels = read<int64_t>(in, h.anchors);
+  const auto order = read<int64_t>(in, h.anchors);
+  const auto reference_labels = read<int64_t>(in, h.references);
+  const auto reference_order = read<int64_t>(in, h.references);
+  const auto self_index = read<int64_t>(in, h.has_self ? h.anchors : 0);
+  const auto beyond = read<double>(in, h.has_beyond ? slots : 0);
+  const auto list = read<int32_t>(in, h.listed > 0 ? h.listed : 0);
+
+  std::vector<T> distance(slots, kUntouched);
+  std::vector<int64_t> index(slots, kUntouched);
+  std::vector<double> norms_x(h.anchors), norms_references(h.references);
+  SelectArguments<T> select{};
+  select.x = rows_of(x, h.anchors, h.dimensions);
+  select.references = rows_of(references, h.references, h.dimensions);
+  select.labels = labels.data();
+  select.order = order.data();
+  select.reference_labels = reference_labels.data();
+  select.reference_order = reference_order.data();
+  select.self_index = h.has_self ? self_index.data() : nullptr;
+  select.beyond = h.has_beyond ? beyond.data() : nullptr;
+  select.thresholds = h.thresholds;
+  select.metric = static_cast<Metric>(h.metric);
+  select.same_class = h.same_class;
+  select.farthest = h.farthest;
+  select.norms_x = norms_x.data();
+  select.norms_references = norms_references.data();
+  select.distance = distance.data();
+  select.index = index.data();
+  if (h.is_batch_itself) {
+    select.references = select.x;
+    select.reference_labels = select.labels;
+    select.reference_order = select.order;
+  }
+  select_queries(h, select, list);
+  write(out, distance);
+  write(out, index);
+  if (h.has_grad) {
+    differentiate(h, select, in, out);
+  }
 }
 
 }  // namespace
