@@ -208,6 +208,25 @@ __device__ __forceinline__ void sum_candidates(const SelectArguments<T>& a, cons
   }
 }
 
+// Offers the candidates, whose places among the block's references begin with `first`.
+template <class T>
+__device__ __forceinline__ void offer_candidates(const SelectArguments<T>& a, int first,
+                                                 const ClassShared& shared,
+                                                 ClassCandidates& candidates, Choice& choice) {
+  const Admission& admission = shared.admissions[threadIdx.x / kClassThreadsEach];
+  // Not unrolled, to save registers: so the sums move up.
+#pragma unroll 1
+  for (int c = 0; c < kClassCandidates && c < candidates.number; ++c) {
+    const int reference = shared.references[first + c * kClassThreadsEach];
+    const double norm = a.metric == Metric::cosine ? a.norms_references[reference] : 0.0;
+    offer_pair(a, admission, candidates.sums[0], norm, reference, choice);
+#pragma unroll
+    for (int i = 1; i < kClassCandidates; ++i) {
+      candidates.sums[i - 1] = candidates.sums[i];
+    }
+  }
+}
+
 // The choice of a thread's anchor, the same in its four threads.
 template <class T>
 __device__ __forceinline__ Choice choose_in_class(const SelectArguments<T>& a, int first_query,
@@ -233,14 +252,7 @@ __device__ __forceinline__ Choice choose_in_class(const SelectArguments<T>& a, i
       sum = 0.0;
     }
     sum_candidates(a, stage, shared, candidates);
-#pragma unroll
-    for (int c = 0; c < kClassCandidates; ++c) {
-      if (c < candidates.number) {
-        const int reference = shared.references[begin + c * kClassThreadsEach];
-        const double norm = a.metric == Metric::cosine ? a.norms_references[reference] : 0.0;
-        offer_pair(a, shared.admissions[row], candidates.sums[c], norm, reference, choice);
-      }
-    }
+    offer_candidates(a, begin, shared, candidates, choice);
     begin += kClassChunk;
   } while (__syncthreads_or(begin < own.end));
   for (int bits = 1; bits < kClassThreadsEach; bits *= 2) {
@@ -266,7 +278,7 @@ __device__ inline bool is_finite_or_found(const Rows<T>& x, int anchor, bool fou
 }
 
 template <class T, class Distance>
-__global__ void __launch_bounds__(kSlabThreads, 3)
+__global__ void __launch_bounds__(kSlabThreads, sizeof(T) == sizeof(double) ? 2 : 4)
     class_select_kernel(ClassSelectArguments<T> arguments) {
   __shared__ ClassShared shared;
   const SelectArguments<T>& a = arguments.select;

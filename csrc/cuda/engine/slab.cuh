@@ -6,7 +6,7 @@
 namespace dmlfast::cuda {
 
 constexpr int kSlabThreads = 256;  // the block's threads, all of which copy
-constexpr int kSlabLoads = 8;      // elements that a thread has under way at once
+constexpr int kSlabLoads = 6;      // elements that a thread has under way at once
 
 // The dimensions [first, first + columns) of rows that begin `stride` elements apart, at most
 // `width` of them, a power of two. An odd stride keeps threads that read the same dimension of
