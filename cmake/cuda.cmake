@@ -52,6 +52,7 @@ else()
 endif()
 
 target_link_libraries(_C_cuda PRIVATE common)
+target_include_directories(_C_cuda PRIVATE csrc/cuda)
 target_compile_definitions(_C_cuda PRIVATE USE_CUDA)
 # Device arithmetic keeps its roundings too: no contraction to fused multiply-add.
 set(host_flags -Wall ${prefix_maps})
