@@ -4,6 +4,7 @@
 #pragma once
 
 #include "engine/slab.cuh"
+#include "engine/warp.cuh"
 #include "metric.h"
 #include "threshold.h"
 
@@ -54,8 +55,8 @@ struct Choice {
 
   // Takes the better of the choices of this lane and of the one whose number differs in `bits`.
   __device__ void join_lane(int bits) {
-    const double other_key = __shfl_xor_sync(0xffffffffu, key, bits);
-    const int other_index = __shfl_xor_sync(0xffffffffu, index, bits);
+    const double other_key = __shfl_xor_sync(kAllLanes, key, bits);
+    const int other_index = __shfl_xor_sync(kAllLanes, index, bits);
     offer(other_key, other_index);
   }
 };

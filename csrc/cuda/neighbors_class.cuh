@@ -49,7 +49,7 @@ __device__ inline int warp_class_bound(const int64_t* values, const int64_t* ord
       const int64_t found = values[order[place]];
       before = found < wanted || (after && found == wanted);
     }
-    const int passed = __popc(__ballot_sync(0xffffffffu, before));
+    const int passed = __popc(__ballot_sync(kAllLanes, before));
     if (passed == 0) {
       return low;
     }
@@ -177,11 +177,11 @@ template <bool kDifferences>
 __device__ __forceinline__ void add_class_slab(const double* staged, const Slab& slab,
                                                ClassCandidates& candidates) {
   const int number = candidates.number;
-  if (__ballot_sync(0xffffffffu, number > 2) != 0) {
+  if (__ballot_sync(kAllLanes, number > 2) != 0) {
     add_candidates<kDifferences, 4>(staged, slab, candidates);
-  } else if (__ballot_sync(0xffffffffu, number > 1) != 0) {
+  } else if (__ballot_sync(kAllLanes, number > 1) != 0) {
     add_candidates<kDifferences, 2>(staged, slab, candidates);
-  } else if (__ballot_sync(0xffffffffu, number > 0) != 0) {
+  } else if (__ballot_sync(kAllLanes, number > 0) != 0) {
     add_candidates<kDifferences, 1>(staged, slab, candidates);
   }
 }
@@ -272,7 +272,7 @@ __device__ inline bool is_finite_or_found(const Rows<T>& x, int anchor, bool fou
     zero += value - value;
   }
   for (int bits = 1; bits < kClassThreadsEach; bits *= 2) {
-    zero += __shfl_xor_sync(0xffffffffu, zero, bits);
+    zero += __shfl_xor_sync(kAllLanes, zero, bits);
   }
   return zero == 0.0;
 }

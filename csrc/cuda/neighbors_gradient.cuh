@@ -3,6 +3,7 @@
 #pragma once
 
 #include "engine/rows.cuh"
+#include "engine/warp.cuh"
 #include "metric.h"
 
 namespace dmlfast::cuda {
@@ -11,7 +12,6 @@ constexpr int kGradientThreads = 256;
 constexpr int kGradientWarps = kGradientThreads / 32;
 constexpr int kGradientColumns = 128;  // dimensions of a warp at once, four a lane
 constexpr int kLongList = 128;         // slots of a reference that one warp adds; longer: a block
-constexpr unsigned kAllLanes = 0xffffffffu;
 
 // Slots are counted in 32 bits.
 template <class T>
@@ -38,14 +38,6 @@ template <class T>
 __device__ inline double upstream(const GradientArguments<T>& a, int anchor, int t) {
   return a.grad_double.data == nullptr ? element(a.grad_float, anchor, t)
                                        : element(a.grad_double, anchor, t);
-}
-
-// The sum over a warp's lanes, in every lane the same.
-__device__ inline double warp_sum(double value) {
-  for (int bits = 16; bits > 0; bits /= 2) {
-    value += __shfl_xor_sync(kAllLanes, value, bits);
-  }
-  return value;
 }
 
 // A slot's gradient of weight * distance(x, y) is factor * y + own_x * x for x and
