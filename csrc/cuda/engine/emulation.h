@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #ifdef __SANITIZE_ADDRESS__
@@ -69,10 +70,10 @@ class Block {
         // Not a number wherever nothing was written.
         shared_(shared_bytes + kAlignment, 0xff) {
     for (Fiber& fiber : fibers_) {
-      fiber.stack.resize(kStackBytes);
+      fiber.stack.reset(new char[kStackBytes]);  // not zeroed: most of it is never touched
       getcontext(&fiber.context);
-      fiber.context.uc_stack.ss_sp = fiber.stack.data();
-      fiber.context.uc_stack.ss_size = fiber.stack.size();
+      fiber.context.uc_stack.ss_sp = fiber.stack.get();
+      fiber.context.uc_stack.ss_size = kStackBytes;
       fiber.context.uc_link = &scheduler_;
       makecontext(&fiber.context, &Block::enter, 0);
     }
@@ -174,7 +175,7 @@ class Block {
 
   struct Fiber {
     ucontext_t context;
-    std::vector<char> stack;
+    std::unique_ptr<char[]> stack;
     std::vector<std::vector<Copy>> copies{1};
     uint64_t exchanges = 0;
     bool done = false;
