@@ -27,7 +27,7 @@ from dmlfast.benchmarking.results import (
 from dmlfast.benchmarking.trial import Trial, Trials, message_of
 from dmlfast.benchmarking.workload import Case, Inputs, Step, Workload
 
-__all__ = ["BenchmarkProgress", "Settings", "compare", "interleave", "peak_rate"]
+__all__ = ["BenchmarkProgress", "Settings", "compare", "interleave", "peak_rate", "wall_seconds"]
 
 # Share of the available memory that contestants may take by default, and at most GiB.
 _SHARE, _MOST_GIB = 0.8, 8.0
@@ -203,14 +203,25 @@ def _measure(
     return contestants
 
 
+def wall_seconds(step: Step) -> float:
+    """Seconds that a step takes, by the clock of the host."""
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
 def interleave(
-    steps: Mapping[str, Step], rounds: int, patience: float = float("inf")
+    steps: Mapping[str, Step],
+    rounds: int,
+    patience: float = float("inf"),
+    seconds_of: Callable[[Step], float] = wall_seconds,
 ) -> dict[str, list[float]]:
     """Let steps take turns and return the seconds of each, in the order of the rounds.
 
     What disturbs the machine for a while disturbs all of them. Each round starts with another
     contestant, so that nobody always follows the same one. A step whose seconds sum up to more
     than `patience` plays no further rounds. Garbage is collected between rounds, never in a step.
+    `seconds_of` makes a step and says how long it took.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
@@ -223,9 +234,7 @@ def interleave(
             for name in names[first:] + names[:first]:
                 if sum(seconds[name]) > patience:
                     continue
-                start = time.perf_counter()
-                steps[name]()
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(seconds_of(steps[name]))
     finally:
         if collects:
             gc.enable()

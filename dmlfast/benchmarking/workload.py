@@ -43,6 +43,10 @@ class Inputs:
         labels = torch.arange(case.rows) // case.per_class
         return cls(torch.nn.functional.normalize(x), labels)
 
+    def to(self, device: torch.device | str) -> Inputs:
+        """The same values on a device."""
+        return Inputs(self.x.to(device), self.labels.to(device))
+
     def leaf(self) -> Tensor:
         """A copy of `x` that takes a gradient."""
         return self.x.clone().requires_grad_()

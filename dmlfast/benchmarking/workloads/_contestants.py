@@ -32,7 +32,7 @@ _BLOCK = 2048
 def product(inputs: Inputs) -> Step:
     """The yardstick: the bare product x @ x.T into memory that is already allocated."""
     x = inputs.x
-    warm = torch.zeros(len(x), len(x))
+    warm = x.new_zeros(len(x), len(x))
     return lambda: torch.mm(x, x.T, out=warm)
 
 
@@ -42,7 +42,7 @@ def product_in_blocks(inputs: Inputs) -> Step:
     Returns the last of them.
     """
     x = inputs.x
-    warm = torch.zeros(min(_BLOCK, len(x)), len(x))
+    warm = x.new_zeros(min(_BLOCK, len(x)), len(x))
 
     def step() -> Tensor:
         for rows in x.split(_BLOCK):

@@ -34,7 +34,8 @@ NEGATIVE_MARGIN = 1.0
 def _masks(labels: Tensor) -> tuple[Tensor, Tensor]:
     """(N, N) where the pair is positive, and where it is negative."""
     same = labels[:, None] == labels
-    return same & ~torch.eye(len(labels), dtype=torch.bool), ~same
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    return same & ~itself, ~same
 
 
 def _multi_similarity_written_out(x: Tensor, labels: Tensor) -> Tensor:

@@ -54,7 +54,8 @@ def _statistics(inputs: Inputs) -> Step:
 def _statistics_of_a_matrix(inputs: Inputs) -> Step:
     def step() -> tuple[Tensor, Tensor]:
         distance = torch.cdist(inputs.x, inputs.x)
-        others = distance[~torch.eye(len(distance), dtype=torch.bool)]
+        itself = torch.eye(len(distance), dtype=torch.bool, device=distance.device)
+        others = distance[~itself]
         return others.mean(), others.std()
 
     return step

@@ -31,7 +31,7 @@ def _batched_distances(inputs: Inputs) -> Step:
     """Only where all classes have the same size and lie in order, as they do here."""
     size = int((inputs.labels == inputs.labels[0]).sum())
     classes = inputs.x.view(-1, size, inputs.x.shape[1])
-    itself = torch.eye(size, dtype=torch.bool)
+    itself = torch.eye(size, dtype=torch.bool, device=inputs.x.device)
 
     def step() -> Tensor:
         distance = torch.cdist(classes, classes)

@@ -42,7 +42,7 @@ def _eps_written_out(x: Tensor, labels: Tensor) -> Tensor:
     """As it is usually written: N x N matrices and masks."""
     distance = torch.cdist(x, x)
     same = labels[:, None] == labels
-    itself = torch.eye(len(labels), dtype=torch.bool)
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     positive = distance.masked_fill(~same | itself, torch.inf).amin(1)
     semihard = same | (distance <= positive[:, None])
     negative = distance.masked_fill(semihard, torch.inf).amin(1)
@@ -54,7 +54,7 @@ def _all_written_out(x: Tensor, labels: Tensor) -> Tensor:
     """As it is usually written: an N x N x N tensor and a mask."""
     distance = torch.cdist(x, x)
     same = labels[:, None] == labels
-    positive = same & ~torch.eye(len(labels), dtype=torch.bool)
+    positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     hinge = torch.relu(distance[:, :, None] - distance[:, None, :] + MARGIN)
     return _mean_of_active(hinge * (positive[:, :, None] & ~same[:, None, :]))
 
@@ -85,7 +85,7 @@ def _collapsed(points: int, inputs: Inputs) -> Step:
     With one point the classes are as given.
     """
     x, labels = inputs.x, inputs.labels
-    place = torch.arange(len(x)) % points
+    place = torch.arange(len(x), device=x.device) % points
     fallen = Inputs(x[:points][place] + RADIUS * x.roll(1, 0), labels if points == 1 else place)
     return _eps(fallen)
 
