@@ -34,7 +34,13 @@ set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 enable_language(CUDA)
 
-set(cuda_sources csrc/cuda/neighbors.cu)
+# Kernels know no torch: its headers would be parsed again for every architecture. The .cpp files
+# check tensors and launch.
+set(cuda_sources
+  csrc/cuda/engine/window.cu
+  csrc/cuda/neighbors.cpp
+  csrc/cuda/neighbors_gradient.cu
+  csrc/cuda/neighbors_select.cu)
 
 if(DMLFAST_TORCH_CUDA)
   add_library(_C_cuda MODULE ${cuda_sources})
@@ -53,13 +59,16 @@ endif()
 
 target_link_libraries(_C_cuda PRIVATE common)
 target_include_directories(_C_cuda PRIVATE csrc/cuda)
+target_include_directories(_C_cuda SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 target_compile_definitions(_C_cuda PRIVATE USE_CUDA)
 # Device arithmetic keeps its roundings too: no contraction to fused multiply-add.
 set(host_flags -Wall ${prefix_maps})
 list(FILTER host_flags EXCLUDE REGEX "[ ,]")  # nvcc cannot hand these on
 list(JOIN host_flags "," host_flags)
 # --threads=0: a source's architectures compile beside each other.
-target_compile_options(_C_cuda PRIVATE -fmad=false --threads=0 -Xcompiler=${host_flags})
+target_compile_options(_C_cuda PRIVATE
+  "$<$<COMPILE_LANGUAGE:CUDA>:-fmad=false;--threads=0;-Xcompiler=${host_flags}>"
+  "$<$<COMPILE_LANGUAGE:CXX>:-Wall;${prefix_maps}>")
 
 # What tests/test_cuda_code.py reads.
 list(JOIN architecture_list "\", \"" quoted_architectures)

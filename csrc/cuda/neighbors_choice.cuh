@@ -5,33 +5,10 @@
 
 #include "engine/slab.cuh"
 #include "engine/warp.cuh"
-#include "metric.h"
+#include "neighbors.h"
 #include "threshold.h"
 
 namespace dmlfast::cuda {
-
-// The reference that an anchor selects for each of its thresholds. Indices fit 32 bits.
-template <class T>
-struct SelectArguments {
-  Rows<T> x;
-  Rows<T> references;
-  const int64_t* labels;            // (N,)
-  const int64_t* order;             // (N,) sorts the labels
-  const int64_t* reference_labels;  // (M,)
-  const int64_t* reference_order;   // (M,) sorts the reference labels
-  const int64_t* self_index;        // (N,) or null
-  const double* beyond;             // (N, thresholds) or null
-  int64_t thresholds;
-  Metric metric;
-  bool same_class;
-  bool farthest;
-  double* norms_x;           // (N,) workspace
-  double* norms_references;  // (M,) workspace
-  void* distance;            // (N, thresholds) float, or double where x is double
-  int64_t* index;            // (N, thresholds)
-
-  __host__ __device__ int64_t slots() const { return x.rows * thresholds; }
-};
 
 // Where the result of query q goes: queries are counted in the order of the anchors' labels.
 template <class T>

@@ -4,35 +4,14 @@
 
 #include "engine/rows.cuh"
 #include "engine/warp.cuh"
-#include "metric.h"
+#include "neighbors.h"
 
 namespace dmlfast::cuda {
 
-constexpr int kGradientThreads = 256;
-constexpr int kGradientWarps = kGradientThreads / 32;
-constexpr int kGradientColumns = 128;  // dimensions of a warp at once, four a lane
-constexpr int kLongList = 128;         // slots of a reference that one warp adds; longer: a block
-
-// Slots are counted in 32 bits.
-template <class T>
-struct GradientArguments {
-  Rows<T> x;
-  Rows<T> references;
-  Rows<float> grad_float;  // (N, thresholds) upstream gradient; one of the two is used
-  Rows<double> grad_double;
-  const int64_t* index;       // (N, thresholds)
-  const int64_t* slot_order;  // (N * thresholds,) sorts the index
-  int thresholds;
-  Metric metric;
-  double* factors;    // (N * thresholds,) workspace: multiple of the partner, see pair_kernel
-  double* own_x;      // (N * thresholds,) workspace: multiple of the anchor itself
-  double* own_other;  // (N * thresholds,) workspace: multiple of the reference itself
-  int64_t* starts;    // (M + 1,) workspace: where in slot_order a reference's slots begin
-  T* grad_x;
-  T* grad_references;
-
-  __host__ __device__ int64_t slots() const { return x.rows * thresholds; }
-};
+constexpr int kSlotThreads = 256;
+constexpr int kSlotWarps = kSlotThreads / 32;
+constexpr int kSlotColumns = 128;  // dimensions of a warp at once, four a lane
+constexpr int kLongList = 128;     // slots of a reference that one warp adds; longer: a block
 
 template <class T>
 __device__ inline double upstream(const GradientArguments<T>& a, int anchor, int t) {
@@ -104,9 +83,9 @@ __device__ inline double factor_of_none(const Rows<T>& x, int64_t anchor) {
 
 // One warp a slot.
 template <class T>
-__global__ void __launch_bounds__(kGradientThreads, 2) pair_kernel(GradientArguments<T> a) {
-  const int64_t step = int64_t{gridDim.x} * kGradientWarps;
-  for (int64_t slot = int64_t{blockIdx.x} * kGradientWarps + threadIdx.x / 32; slot < a.slots();
+__global__ void __launch_bounds__(kSlotThreads, 2) pair_kernel(GradientArguments<T> a) {
+  const int64_t step = int64_t{gridDim.x} * kSlotWarps;
+  for (int64_t slot = int64_t{blockIdx.x} * kSlotWarps + threadIdx.x / 32; slot < a.slots();
        slot += step) {
     const int anchor = static_cast<int>(slot) / a.thresholds;
     const int64_t other = a.index[slot];
@@ -167,14 +146,13 @@ struct GradientShare {
 
 // One warp an anchor; thresholds are added in ascending order.
 template <class T>
-__global__ void __launch_bounds__(kGradientThreads, 2)
-    anchor_gradient_kernel(GradientArguments<T> a) {
+__global__ void __launch_bounds__(kSlotThreads, 2) anchor_gradient_kernel(GradientArguments<T> a) {
   const bool differences = sums_differences(a.metric);
   const int64_t columns = a.x.columns;
-  const int64_t step = int64_t{gridDim.x} * kGradientWarps;
-  for (int64_t anchor = int64_t{blockIdx.x} * kGradientWarps + threadIdx.x / 32; anchor < a.x.rows;
+  const int64_t step = int64_t{gridDim.x} * kSlotWarps;
+  for (int64_t anchor = int64_t{blockIdx.x} * kSlotWarps + threadIdx.x / 32; anchor < a.x.rows;
        anchor += step) {
-    for (int64_t k = threadIdx.x % 32; k < columns; k += kGradientColumns) {
+    for (int64_t k = threadIdx.x % 32; k < columns; k += kSlotColumns) {
       GradientShare share;
       share.begin(a.x, anchor, k);
       for (int t = 0; t < a.thresholds; ++t) {
@@ -195,10 +173,10 @@ __global__ void __launch_bounds__(kGradientThreads, 2)
 
 // Where each reference's slots begin, one thread a reference.
 template <class T>
-__global__ void __launch_bounds__(kGradientThreads, 2) starts_kernel(GradientArguments<T> a) {
-  const int64_t step = int64_t{gridDim.x} * kGradientThreads;
-  for (int64_t other = int64_t{blockIdx.x} * kGradientThreads + threadIdx.x;
-       other <= a.references.rows; other += step) {
+__global__ void __launch_bounds__(kSlotThreads, 2) starts_kernel(GradientArguments<T> a) {
+  const int64_t step = int64_t{gridDim.x} * kSlotThreads;
+  for (int64_t other = int64_t{blockIdx.x} * kSlotThreads + threadIdx.x; other <= a.references.rows;
+       other += step) {
     a.starts[other] = class_bound(a.index, a.slot_order, a.slots(), other, false);
   }
 }
@@ -239,26 +217,25 @@ __device__ __forceinline__ void add_slots(const GradientArguments<T>& a, int64_t
 // A reference that many anchors chose: each warp adds a contiguous share of the slots, and the
 // shares are added in their order.
 template <class T>
-__device__ inline void reference_gradient_of_block(
-    const GradientArguments<T>& a, int64_t other,
-    double (&partial)[kGradientWarps][kGradientColumns]) {
+__device__ inline void reference_gradient_of_block(const GradientArguments<T>& a, int64_t other,
+                                                   double (&partial)[kSlotWarps][kSlotColumns]) {
   const int64_t columns = a.references.columns;
   const int64_t begin = a.starts[other];
   const int64_t length = a.starts[other + 1] - begin;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  for (int64_t first = 0; first < columns; first += kGradientColumns) {
+  for (int64_t first = 0; first < columns; first += kSlotColumns) {
     GradientShare share;
-    add_slots(a, other, begin + length * warp / kGradientWarps,
-              begin + length * (warp + 1) / kGradientWarps, first + lane, share);
+    add_slots(a, other, begin + length * warp / kSlotWarps,
+              begin + length * (warp + 1) / kSlotWarps, first + lane, share);
     for (int i = 0; i < 4; ++i) {
       partial[warp][lane + 32 * i] = share.sums[i];
     }
     __syncthreads();
     const int64_t k = first + threadIdx.x;
-    if (threadIdx.x < kGradientColumns && k < columns) {
+    if (threadIdx.x < kSlotColumns && k < columns) {
       double sum = 0.0;
-      for (int part = 0; part < kGradientWarps; ++part) {
+      for (int part = 0; part < kSlotWarps; ++part) {
         sum += partial[part][threadIdx.x];
       }
       a.grad_references[other * columns + k] = rounded<T>(sum);
@@ -270,21 +247,21 @@ __device__ inline void reference_gradient_of_block(
 // A block takes as many references as it has warps, each of which owns one, and together the
 // references that many anchors chose.
 template <class T>
-__global__ void __launch_bounds__(kGradientThreads, 2)
+__global__ void __launch_bounds__(kSlotThreads, 2)
     reference_gradient_kernel(GradientArguments<T> a) {
-  __shared__ double partial[kGradientWarps][kGradientColumns];
+  __shared__ double partial[kSlotWarps][kSlotColumns];
   const int64_t columns = a.references.columns;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  for (int64_t first = int64_t{blockIdx.x} * kGradientWarps; first < a.references.rows;
-       first += int64_t{gridDim.x} * kGradientWarps) {
+  for (int64_t first = int64_t{blockIdx.x} * kSlotWarps; first < a.references.rows;
+       first += int64_t{gridDim.x} * kSlotWarps) {
     bool is_long = false;
     if (first + warp < a.references.rows) {
       const int64_t other = first + warp;
       const int64_t begin = a.starts[other];
       const int64_t end = a.starts[other + 1];
       is_long = end - begin > kLongList;
-      for (int64_t base = 0; !is_long && base < columns; base += kGradientColumns) {
+      for (int64_t base = 0; !is_long && base < columns; base += kSlotColumns) {
         GradientShare share;
         add_slots(a, other, begin, end, base + lane, share);
         share.store(a.grad_references + other * columns, columns, base + lane);
@@ -293,7 +270,7 @@ __global__ void __launch_bounds__(kGradientThreads, 2)
     if (!__syncthreads_or(is_long)) {
       continue;
     }
-    for (int i = 0; i < kGradientWarps && first + i < a.references.rows; ++i) {
+    for (int i = 0; i < kSlotWarps && first + i < a.references.rows; ++i) {
       if (a.starts[first + i + 1] - a.starts[first + i] > kLongList) {
         reference_gradient_of_block(a, first + i, partial);
       }
@@ -302,23 +279,22 @@ __global__ void __launch_bounds__(kGradientThreads, 2)
 }
 
 template <class T>
-void launch_gradient(const GradientArguments<T>& a, cudaStream_t stream) {
+void launch_select_gradient(const GradientArguments<T>& a, cudaStream_t stream) {
   const auto blocks_for = [](int64_t items, int64_t per_block) {
     return dim3{grid_for((items + per_block - 1) / per_block)};
   };
   if (a.slots() > 0) {
-    DMLFAST_LAUNCH((pair_kernel<T>), blocks_for(a.slots(), kGradientWarps), kGradientThreads,
-                   stream, a);
+    DMLFAST_LAUNCH((pair_kernel<T>), blocks_for(a.slots(), kSlotWarps), kSlotThreads, stream, a);
   }
   if (a.x.rows > 0) {
-    DMLFAST_LAUNCH((anchor_gradient_kernel<T>), blocks_for(a.x.rows, kGradientWarps),
-                   kGradientThreads, stream, a);
+    DMLFAST_LAUNCH((anchor_gradient_kernel<T>), blocks_for(a.x.rows, kSlotWarps), kSlotThreads,
+                   stream, a);
   }
   if (a.references.rows > 0) {
-    DMLFAST_LAUNCH((starts_kernel<T>), blocks_for(a.references.rows + 1, kGradientThreads),
-                   kGradientThreads, stream, a);
-    DMLFAST_LAUNCH((reference_gradient_kernel<T>), blocks_for(a.references.rows, kGradientWarps),
-                   kGradientThreads, stream, a);
+    DMLFAST_LAUNCH((starts_kernel<T>), blocks_for(a.references.rows + 1, kSlotThreads),
+                   kSlotThreads, stream, a);
+    DMLFAST_LAUNCH((reference_gradient_kernel<T>), blocks_for(a.references.rows, kSlotWarps),
+                   kSlotThreads, stream, a);
   }
 }
 

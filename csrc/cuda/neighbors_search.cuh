@@ -184,21 +184,24 @@ __global__ void __launch_bounds__(kSearchThreads) choose_kernel(ChooseArguments<
   const SelectArguments<T>& select = a.select;
   const int number = a.queries.number();
   const Split split = split_of(number, kTileRows, a.column_tiles, a.queries.wanted_items);
-  const bool is_lost = is_out_of_range(a.scale->exponent);
+  // An infinite reference may be the farthest of all, or have the greatest product.
+  const bool is_extreme = select.farthest || select.metric == Metric::dot;
+  const bool is_lost =
+      is_out_of_range(a.scale->exponent) || (is_extreme && a.scale->has_infinite != 0);
   for (int place = blockIdx.x * kSearchWarps + threadIdx.x / 32; place < number;
        place += gridDim.x * kSearchWarps) {
     const int query = a.queries.query(place);
     const int position = query / static_cast<int>(select.thresholds);
     const int anchor = static_cast<int>(select.order[position]);
     Chooser<T> chooser(a, split, place, query);
-    // Anchors that are not finite, and references that are not, have values of their own.
+    // Anchors that are not finite have values of their own.
     bool is_decided = !is_lost && a.anchor_norms[position] != INFINITY && chooser.find_limit();
     Choice choice;
     if (is_decided) {
       const double lower = select.beyond == nullptr ? -INFINITY : a.numbers.least_value[query];
       choice = chooser.choose(anchor, admission_of(select, anchor, lower));
-      // References that are not finite may be infinitely far: still an answer, if all others fail.
-      is_decided = choice.index >= 0 || a.scale->has_absent == 0 || lower != lower;
+      // The others are infinitely far: an answer still, where nothing else is.
+      is_decided = choice.index >= 0 || a.scale->has_infinite == 0 || lower != lower;
     }
     if (threadIdx.x % 32 != 0) {
       continue;
@@ -272,7 +275,7 @@ void launch_search_preparation(const SelectArguments<T>& a, const PackedPair& pa
 }
 
 // Candidates of a level's queries, and the answers that they decide.
-template <class T, class Distance, Precision kPrecision>
+template <class T, class Distance>
 void launch_search_level(const SelectArguments<T>& a, const PackedPair& pair,
                          const SearchMemory& memory, const Queries& queries, int level,
                          int shared_bytes, cudaStream_t stream) {
@@ -289,16 +292,11 @@ void launch_search_level(const SelectArguments<T>& a, const PackedPair& pair,
   task.y = pair.y;
   task.queries = queries;
   task.thresholds = static_cast<int>(a.thresholds);
-  if (a.farthest) {
-    launch_walk<WindowPolicy<true, false>, kPrecision>(task, WindowPolicy<true, false>(window),
-                                                       shared_bytes, stream);
-  } else if (a.beyond != nullptr) {
-    launch_walk<WindowPolicy<false, true>, kPrecision>(task, WindowPolicy<false, true>(window),
-                                                       shared_bytes, stream);
-  } else {
-    launch_walk<WindowPolicy<false, false>, kPrecision>(task, WindowPolicy<false, false>(window),
-                                                        shared_bytes, stream);
-  }
+  const WindowKind kind = a.farthest            ? WindowKind::farthest
+                          : a.beyond != nullptr ? WindowKind::beyond
+                                                : WindowKind::nearest;
+  const Precision precision = level == 0 ? Precision::half : Precision::split;
+  launch_window_walk(task, window, kind, precision, shared_bytes, stream);
   const ChooseArguments<T> choose{a,
                                   queries,
                                   pair.y.tiles(),
@@ -324,12 +322,10 @@ void launch_search_select(const SelectArguments<T>& a, bool within_batch, void* 
                                            within_batch, a.metric, memory.packed, stream);
   launch_search_preparation(a, pair, memory, stream);
   Queries queries{nullptr, nullptr, static_cast<int>(a.slots())};
-  launch_search_level<T, Distance, Precision::half>(a, pair, memory, queries, 0, shared_bytes,
-                                                    stream);
+  launch_search_level<T, Distance>(a, pair, memory, queries, 0, shared_bytes, stream);
   queries.list = memory.undecided[0];
   queries.count = memory.counts;
-  launch_search_level<T, Distance, Precision::split>(a, pair, memory, queries, 1, shared_bytes,
-                                                     stream);
+  launch_search_level<T, Distance>(a, pair, memory, queries, 1, shared_bytes, stream);
   queries.list = memory.undecided[1];
   queries.count = memory.counts + 1;
   launch_exact_select<T, Distance>(a, queries, memory.exact, stream);

@@ -1,27 +1,56 @@
-// The route of a selection: by class, or by comparing every pair.
+// The route of a selection: by class, by search, or by comparing every pair.
 #pragma once
 
+#include <type_traits>
+
 #include "neighbors_class.cuh"
+#include "neighbors_search.cuh"
 
 namespace dmlfast::cuda {
 
-// Bytes that launch_select needs at an address divisible by 16.
-inline int64_t select_workspace_bytes(int64_t slots, bool same_class) {
-  const Queries queries = all_queries(slots);
-  return same_class ? class_workspace_bytes(queries) : exact_workspace_bytes(queries);
+// With fewer pairs than these a search costs more launches than it saves arithmetic.
+constexpr int64_t kSearchedPairs = int64_t{1} << 20;
+
+template <class T>
+bool is_searched(const SelectArguments<T>& a) {
+  return !a.same_class && a.slots() * a.references.rows >= kSearchedPairs;
 }
 
-template <class T, class Distance>
-void launch_select(const SelectArguments<T>& a, void* workspace, cudaStream_t stream) {
+// Whether the anchors are the references, in one and the same order.
+template <class T>
+bool is_within_batch(const SelectArguments<T>& a) {
+  const Rows<T>& x = a.x;
+  const Rows<T>& y = a.references;
+  return x.data == y.data && x.rows == y.rows && x.row_stride == y.row_stride &&
+         x.column_stride == y.column_stride && a.order == a.reference_order;
+}
+
+template <class T>
+int64_t select_memory_bytes(const SelectArguments<T>& a) {
+  if (is_searched(a)) {
+    Workspace workspace;
+    SearchMemory::take(workspace, a, is_within_batch(a));
+    return workspace.bytes();
+  }
+  const Queries queries = all_queries(a.slots());
+  return a.same_class ? class_workspace_bytes(queries) : exact_workspace_bytes(queries);
+}
+
+template <class T>
+void launch_select(const SelectArguments<T>& a, void* memory, int shared_bytes,
+                   cudaStream_t stream) {
+  using Distance = std::conditional_t<std::is_same_v<T, double>, double, float>;
   if (a.metric == Metric::cosine) {
     launch_norms(a.x, a.norms_x, stream);
     launch_norms(a.references, a.norms_references, stream);
   }
   const Queries queries = all_queries(a.slots());
   if (a.same_class) {
-    launch_class_select<T, Distance>(a, queries, workspace, stream);
+    launch_class_select<T, Distance>(a, queries, memory, stream);
+  } else if (is_searched(a)) {
+    launch_search_select<T, Distance>(a, is_within_batch(a), memory, shared_bytes, stream);
   } else {
-    launch_exact_select<T, Distance>(a, queries, workspace, stream);
+    launch_exact_select<T, Distance>(a, queries, memory, stream);
   }
 }
 

@@ -5,6 +5,7 @@
 #include <fstream>
 #include <vector>
 
+#include "engine/window.cu"
 #include "neighbors_gradient.cuh"
 #include "neighbors_select.cuh"
 
@@ -20,6 +21,8 @@ struct Header {
   // decided alone, -1 for all queries; how many of the list count.
   int64_t wanted_items, listed, counted;
   int64_t is_batch_itself, has_grad;
+  // Shared memory of a block in a search; 0 where none is asked for.
+  int64_t searched_with;
 };
 
 template <class T>
@@ -47,6 +50,24 @@ Rows<T> rows_of(const std::vector<T>& data, int64_t rows, int64_t columns) {
 // What every result holds before a selection, to be seen where none was asked for.
 constexpr int kUntouched = -7;
 
+// By search, whatever the number of pairs; returns how many queries each level left undecided.
+template <class T>
+std::vector<int64_t> search(const Header& h, const SelectArguments<T>& arguments) {
+  const bool within_batch = is_within_batch(arguments);
+  Workspace counting;
+  SearchMemory::take(counting, arguments, within_batch);
+  std::vector<double> memory((counting.bytes() + 7) / 8, NAN);
+  if (arguments.metric == Metric::cosine) {
+    launch_norms(arguments.x, arguments.norms_x, nullptr);
+    launch_norms(arguments.references, arguments.norms_references, nullptr);
+  }
+  launch_search_select<T, T>(arguments, within_batch, memory.data(),
+                             static_cast<int>(h.searched_with), nullptr);
+  Workspace workspace(memory.data());
+  const int32_t* counts = SearchMemory::take(workspace, arguments, within_batch).counts;
+  return {counts[0], counts[1]};
+}
+
 template <class T>
 void select_queries(const Header& h, const SelectArguments<T>& arguments,
                     const std::vector<int32_t>& list) {
@@ -63,7 +84,7 @@ void select_queries(const Header& h, const SelectArguments<T>& arguments,
   const int64_t bytes = by_class ? class_workspace_bytes(queries) : exact_workspace_bytes(queries);
   std::vector<double> workspace((bytes + 7) / 8, NAN);
   if (h.wanted_items == 0 && h.listed < 0) {
-    launch_select<T, T>(arguments, workspace.data(), nullptr);
+    launch_select(arguments, workspace.data(), 0, nullptr);
     return;
   }
   if (arguments.metric == Metric::cosine) {
@@ -105,7 +126,7 @@ void differentiate(const Header& h, const SelectArguments<T>& select, std::ifstr
   gradient.own_other = own_other.data();
   gradient.grad_x = grad_x.data();
   gradient.grad_references = grad_references.data();
-  launch_gradient(gradient, nullptr);
+  launch_select_gradient(gradient, nullptr);
   write(out, grad_x);
   write(out, grad_references);
 }
@@ -148,7 +169,11 @@ void run(const Header& h, std::ifstream& in, std::ofstream& out) {
     select.reference_labels = select.labels;
     select.reference_order = select.order;
   }
-  select_queries(h, select, list);
+  if (h.searched_with > 0) {
+    write(out, search(h, select));
+  } else {
+    select_queries(h, select, list);
+  }
   write(out, distance);
   write(out, index);
   if (h.has_grad) {

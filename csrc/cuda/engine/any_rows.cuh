@@ -10,22 +10,6 @@
 
 namespace dmlfast::cuda {
 
-enum class ElementType { float32, float64, float16, bfloat16 };
-
-struct AnyRows {
-  const void* data;
-  ElementType type;
-  int64_t rows;
-  int64_t columns;
-  int64_t row_stride;
-  int64_t column_stride;
-
-  template <class T>
-  __host__ __device__ Rows<T> as() const {
-    return {static_cast<const T*>(data), rows, columns, row_stride, column_stride};
-  }
-};
-
 __device__ inline double element(const AnyRows& rows, int64_t row, int64_t column) {
   switch (rows.type) {
     case ElementType::float64:
@@ -40,13 +24,6 @@ __device__ inline double element(const AnyRows& rows, int64_t row, int64_t colum
       return element(rows.as<float>(), row, column);
   }
 }
-
-// A contiguous matrix that is written.
-struct AnyResult {
-  void* data;
-  ElementType type;
-  int64_t columns;
-};
 
 __device__ inline void store_element(const AnyResult& to, int64_t row, int64_t column,
                                      double value) {

@@ -36,7 +36,7 @@ struct RowNumbers {
 // What all rows of a problem share.
 struct PackScale {
   int exponent;         // of the greatest element: it is less than 2^exponent
-  int has_absent;       // whether a reference is not finite
+  int has_infinite;     // whether a reference has infinite elements, and none that is NaN
   RowNumbers greatest;  // over all references
 };
 
@@ -198,6 +198,7 @@ struct RowSums {
   double low_residuals = 0.0;
   double steps = 0.0;
   bool is_finite = true;
+  bool has_nan = false;
 };
 
 // Packs a row, columns side by side in the lanes; 16 of them are a step.
@@ -210,6 +211,7 @@ __device__ inline RowSums pack_row(const PackArguments<T>& a, int64_t position, 
     const bool exists = row >= 0 && k < a.rows.columns;
     const double given = exists ? element(a.rows, row, k) - a.centre[k] : 0.0;
     sums.is_finite = sums.is_finite && given - given == 0.0;
+    sums.has_nan = sums.has_nan || given != given;
     const double value = given * factor;
     const Half high = to_half(static_cast<float>(value));
     const double rest = value - static_cast<double>(to_float(high));
@@ -248,7 +250,7 @@ template <class T>
 __global__ void pack_kernel(PackArguments<T> a, int64_t padded_rows, int64_t padded_columns) {
   const int lane = threadIdx.x % 32;
   RowNumbers greatest = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
-  bool has_absent = false;
+  bool has_infinite = false;
   for (int64_t position = int64_t{blockIdx.x} * kPackWarps + threadIdx.x / 32;
        position < padded_rows; position += int64_t{gridDim.x} * kPackWarps) {
     const int64_t row = position < a.rows.rows ? a.order[position] : -1;
@@ -265,7 +267,7 @@ __global__ void pack_kernel(PackArguments<T> a, int64_t padded_rows, int64_t pad
     if (!is_present) {
       // A product with NaN would reach the other rows' sums.
       clear_row(a, position, padded_columns, lane);
-      has_absent = has_absent || row >= 0;
+      has_infinite = has_infinite || (__ballot_sync(kAllLanes, sums.has_nan) == 0 && row >= 0);
     }
     if (lane == 0) {
       a.norm[position] = !is_present                  ? INFINITY
@@ -277,8 +279,8 @@ __global__ void pack_kernel(PackArguments<T> a, int64_t padded_rows, int64_t pad
   }
   if (lane == 0 && a.are_references) {
     raise_together(a.scale->greatest, greatest);
-    if (has_absent) {
-      atomicOr(&a.scale->has_absent, 1);
+    if (has_infinite) {
+      atomicOr(&a.scale->has_infinite, 1);
     }
   }
 }

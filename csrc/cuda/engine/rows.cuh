@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "engine/launch.cuh"
+#include "engine/matrix.h"
 
 namespace dmlfast::cuda {
 
@@ -15,16 +16,6 @@ struct Widened {
 template <>
 struct Widened<double> {
   using type = double;
-};
-
-// A strided matrix.
-template <class T>
-struct Rows {
-  const T* data;
-  int64_t rows;
-  int64_t columns;
-  int64_t row_stride;
-  int64_t column_stride;
 };
 
 template <class T>

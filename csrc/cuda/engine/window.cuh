@@ -193,4 +193,11 @@ class WindowPolicy {
   WindowArguments a_;
 };
 
+// Which candidates are wanted: the nearest, the nearest beyond a threshold, or the farthest.
+enum class WindowKind { nearest, beyond, farthest };
+
+// Compiled once, in window.cu: the walk knows no dtype.
+void launch_window_walk(const WalkTask& task, const WindowArguments& arguments, WindowKind kind,
+                        Precision precision, int shared_bytes, cudaStream_t stream);
+
 }  // namespace dmlfast::cuda

@@ -1,21 +1,14 @@
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
+#include "neighbors.h"
+
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/macros.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <optional>
 #include <string>
 #include <tuple>
-#include <type_traits>
 
 #include "metric_name.h"
-#include "neighbors_gradient.cuh"
-#include "neighbors_select.cuh"
 #include "operator_checks.h"
+#include "tensor_arguments.h"
 
 namespace dmlfast::cuda {
 
@@ -24,48 +17,12 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-template <class F>
-void with_float_type(ScalarType dtype, const F& f) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return f(float{});
-    case ScalarType::Double:
-      return f(double{});
-    case ScalarType::Half:
-      return f(__half{});
-    case ScalarType::BFloat16:
-      return f(__nv_bfloat16{});
-    default:
-      STD_TORCH_CHECK(false, "expected float16, bfloat16, float32 or float64");
-  }
-}
-
-template <class T>
-Rows<T> rows_of(const Tensor& tensor) {
-  return {static_cast<const T*>(tensor.const_data_ptr()), tensor.size(0), tensor.size(1),
-          tensor.stride(0), tensor.stride(1)};
-}
-
-cudaStream_t current_stream(const Tensor& tensor) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
-// Kernels count rows and queries in 32 bits.
-void check_count(const char* name, int64_t count) {
-  STD_TORCH_CHECK(count <= INT32_MAX, name, ": expected at most ", INT32_MAX, ", got ", count);
-}
-
 template <class T>
 void select(SelectArguments<T> arguments, const Tensor& x, const Tensor& references) {
-  using Distance = std::conditional_t<std::is_same_v<T, double>, double, float>;
   arguments.x = rows_of<T>(x);
   arguments.references = rows_of<T>(references);
-  const int64_t bytes = select_workspace_bytes(arguments.slots(), arguments.same_class);
-  // Held until the launch: memory freed afterwards is reused in stream order only.
-  Tensor workspace = torch::stable::new_empty(x, {bytes}, ScalarType::Byte);
-  launch_select<T, Distance>(arguments, workspace.mutable_data_ptr(), current_stream(x));
+  Tensor memory = new_memory(x, select_memory_bytes(arguments));
+  launch_select(arguments, memory.mutable_data_ptr(), shared_bytes_of(x), current_stream(x));
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
@@ -148,7 +105,7 @@ std::tuple<Tensor, Tensor> neighbors_select_backward(Tensor grad, Tensor x, Tens
     arguments.starts = static_cast<int64_t*>(starts.mutable_data_ptr());
     arguments.grad_x = static_cast<T*>(grad_x.mutable_data_ptr());
     arguments.grad_references = static_cast<T*>(grad_references.mutable_data_ptr());
-    launch_gradient(arguments, current_stream(x));
+    launch_select_gradient(arguments, current_stream(x));
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return {grad_x, grad_references};

@@ -1,0 +1,17 @@
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "neighbors_select.cuh"
+
+namespace dmlfast::cuda {
+
+#define DMLFAST_SELECT(T)                                             \
+  template int64_t select_memory_bytes<T>(const SelectArguments<T>&); \
+  template void launch_select<T>(const SelectArguments<T>&, void*, int, cudaStream_t);
+
+DMLFAST_SELECT(float)
+DMLFAST_SELECT(double)
+DMLFAST_SELECT(__half)
+DMLFAST_SELECT(__nv_bfloat16)
+
+}  // namespace dmlfast::cuda
