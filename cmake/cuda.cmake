@@ -76,6 +76,6 @@ file(GENERATE OUTPUT cuda_code.json CONTENT
 "{
   \"compiler\": \"${CMAKE_CUDA_COMPILER}\",
   \"architectures\": [\"${quoted_architectures}\"],
-  \"objects\": [\"$<JOIN:$<TARGET_OBJECTS:_C_cuda>,\", \">\"]
+  \"objects\": [\"$<JOIN:$<FILTER:$<TARGET_OBJECTS:_C_cuda>,INCLUDE,[.]cu[.]o$>,\", \">\"]
 }
 ")

@@ -33,7 +33,9 @@ EXPECTATIONS = [
         forbids=("DFMA",),
     ),
     # Selections compare float64 values.
-    Expectation(r"select_kernel<", requires=("DADD", "DMUL", "DSETP")),
+    Expectation(r"(exact_walk|class_select|choose)_kernel<", requires=("DADD", "DMUL", "DSETP")),
+    # Walks multiply on the tensor cores.
+    Expectation(r"\bwalk_kernel<", requires=("HMMA",)),
 ]
 
 # The first compute capability of dmlfast's list, the one with wgmma, and the one with PTX.
