@@ -9,6 +9,12 @@ STABLE_TORCH_LIBRARY(dmlfast, m) {
       "neighbors_select(Tensor x, Tensor labels, Tensor order, Tensor references, "
       "Tensor reference_labels, Tensor reference_order, Tensor? self_index, Tensor? beyond, "
       "str metric, bool same_class, bool farthest) -> (Tensor distance, Tensor index)");
+  // For benchmarks, on CUDA alone: of the selections of another class, how many a search left
+  // undecided at half precision, and how many at split precision; (2,) int32.
+  m.def(
+      "neighbors_search_counts(Tensor x, Tensor labels, Tensor order, Tensor references, "
+      "Tensor reference_labels, Tensor reference_order, Tensor? self_index, Tensor? beyond, "
+      "str metric) -> Tensor");
   // Per anchor the k nearest references, ascending; candidates is "all", "positives" or
   // "negatives". Its gradients are those of neighbors_select, too.
   m.def(

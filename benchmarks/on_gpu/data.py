@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmlfast._backend import uses_kernel
+from dmlfast.functional import nearest_positive
+
 __all__ = ["KINDS", "make", "search_counts"]
 
 KINDS = ("random", "clustered", "one point", "two points", "duplicated")
@@ -48,13 +51,24 @@ def make(
     raise ValueError(f"kind: expected one of {KINDS}, got {kind!r}")
 
 
-def search_counts() -> Any:
-    """Rows that the last search looked at again at each of its levels, where the library counts."""
-    counter = getattr(torch.ops.dmlfast, "neighbors_search_counts", None)
-    if counter is None:
+def search_counts(x: Tensor, labels: Tensor) -> Any:
+    """Rows that the searches for two selections looked at again, at each level.
+
+    Of "hardest_negative" and "semihard_negative" beyond the nearest positive: how many half
+    precision left undecided, and how many split precision. A sentence where the library does not
+    count on this device.
+    """
+    if x.device.type != "cuda" or not uses_kernel("neighbors", x.device):
         return "not available"
+    order = labels.argsort(stable=True)
+    own = torch.arange(len(labels), device=x.device)
+    positive = nearest_positive(x.detach(), labels).distance.double()[:, None]
     try:
-        counts = counter()
-    except Exception as error:  # a counter that cannot be asked must not cost the figures
+        return {
+            name: torch.ops.dmlfast.neighbors_search_counts(
+                x.detach(), labels, order, x.detach(), labels, order, own, beyond, "euclidean"
+            ).tolist()
+            for name, beyond in (("hardest_negative", None), ("semihard_negative", positive))
+        }
+    except RuntimeError as error:  # a counter that cannot be asked must not cost the figures
         return f"not available: {error}".splitlines()[0]
-    return counts.tolist() if isinstance(counts, Tensor) else counts

@@ -110,10 +110,12 @@ def _equal_rows(actual: Tensor, expected: Tensor) -> int:
 def survey(device: str, rows: int = 4096, dimensions: int = 128) -> dict[str, Any]:
     """The rows of every selection whose index and whose distance are those of the oracle."""
     checks: list[dict[str, Any]] = []
+    counts: dict[str, Any] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         for kind in KINDS:
             x, labels = (t.to(device) for t in make(kind, rows, dimensions))
+            counts[kind] = search_counts(x, labels)
             for metric in METRICS:
                 expected = oracle(x, labels, metric)
                 found = selected(x, labels, metric)
@@ -136,7 +138,7 @@ def survey(device: str, rows: int = 4096, dimensions: int = 128) -> dict[str, An
         f"{distances} of them at its distance",
         "share": equal / total,
         "share_of_distances": distances / total,
-        "search_counts": search_counts(),
+        "search_counts": counts,
         "checks": checks,
     }
 

@@ -17,13 +17,95 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-template <class T>
-void select(SelectArguments<T> arguments, const Tensor& x, const Tensor& references) {
-  arguments.x = rows_of<T>(x);
-  arguments.references = rows_of<T>(references);
-  Tensor memory = new_memory(x, select_memory_bytes(arguments));
-  launch_select(arguments, memory.mutable_data_ptr(), shared_bytes_of(x), current_stream(x));
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+// The arguments of a selection, checked.
+struct SelectTensors {
+  Tensor x;
+  Tensor labels;
+  Tensor order;
+  Tensor references;
+  Tensor reference_labels;
+  Tensor reference_order;
+  std::optional<Tensor> self_index;
+  std::optional<Tensor> beyond;
+  std::string metric;
+  bool same_class;
+  bool farthest;
+
+  int64_t thresholds() const { return beyond ? beyond->size(1) : 1; }
+
+  void check() const {
+    check_labelled(x, labels, order, references, reference_labels, reference_order, self_index);
+    if (beyond) {
+      STD_TORCH_CHECK(beyond->dim() == 2, "beyond: expected a 2-D tensor");
+      check_array("beyond", *beyond, x.size(0) * beyond->size(1), ScalarType::Double, x);
+    }
+    check_count("references: rows", references.size(0));
+    check_count("beyond: thresholds of all rows", x.size(0) * thresholds());
+  }
+
+  template <class T>
+  SelectArguments<T> arguments() const {
+    SelectArguments<T> a{};
+    a.x = rows_of<T>(x);
+    a.references = rows_of<T>(references);
+    a.labels = labels.const_data_ptr<int64_t>();
+    a.order = order.const_data_ptr<int64_t>();
+    a.reference_labels = reference_labels.const_data_ptr<int64_t>();
+    a.reference_order = reference_order.const_data_ptr<int64_t>();
+    a.self_index = self_index ? self_index->const_data_ptr<int64_t>() : nullptr;
+    a.beyond = beyond ? beyond->const_data_ptr<double>() : nullptr;
+    a.thresholds = thresholds();
+    a.metric = metric_of(metric);
+    a.same_class = same_class;
+    a.farthest = farthest;
+    return a;
+  }
+};
+
+// A selection under way: its results, and the memory that it used.
+struct Selected {
+  Tensor distance;
+  Tensor index;
+  Tensor counts;
+};
+
+Selected select(const SelectTensors& tensors, bool counts_undecided) {
+  tensors.check();
+  const Tensor& x = tensors.x;
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device());
+  const ScalarType dtype =
+      x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const int64_t slots = x.size(0) * tensors.thresholds();
+  Selected selected{
+      torch::stable::new_empty(x, {x.size(0), tensors.thresholds()}, dtype),
+      torch::stable::new_empty(x, {x.size(0), tensors.thresholds()}, ScalarType::Long),
+      torch::stable::new_empty(x, {counts_undecided ? 2 : 0}, ScalarType::Int)};
+  if (counts_undecided) {
+    torch::stable::zero_(selected.counts);
+  }
+  if (slots == 0) {
+    return selected;
+  }
+  Tensor norms =
+      torch::stable::new_empty(x, {x.size(0) + tensors.references.size(0)}, ScalarType::Double);
+  with_float_type(x.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    SelectArguments<T> arguments = tensors.arguments<T>();
+    arguments.norms_x = static_cast<double*>(norms.mutable_data_ptr());
+    arguments.norms_references = arguments.norms_x + x.size(0);
+    arguments.distance = selected.distance.mutable_data_ptr();
+    arguments.index = static_cast<int64_t*>(selected.index.mutable_data_ptr());
+    Tensor memory = new_memory(x, select_memory_bytes(arguments));
+    const cudaStream_t stream = current_stream(x);
+    launch_select(arguments, memory.mutable_data_ptr(), shared_bytes_of(x), stream);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    const int32_t* counts = search_counts(arguments, memory.mutable_data_ptr());
+    if (counts_undecided && counts != nullptr) {
+      STD_CUDA_CHECK(cudaMemcpyAsync(selected.counts.mutable_data_ptr(), counts,
+                                     2 * sizeof(int32_t), cudaMemcpyDeviceToDevice, stream));
+    }
+  });
+  return selected;
 }
 
 std::tuple<Tensor, Tensor> neighbors_select(Tensor x, Tensor labels, Tensor order,
@@ -32,44 +114,20 @@ std::tuple<Tensor, Tensor> neighbors_select(Tensor x, Tensor labels, Tensor orde
                                             std::optional<Tensor> self_index,
                                             std::optional<Tensor> beyond, std::string metric,
                                             bool same_class, bool farthest) {
-  check_labelled(x, labels, order, references, reference_labels, reference_order, self_index);
-  if (beyond) {
-    STD_TORCH_CHECK(beyond->dim() == 2, "beyond: expected a 2-D tensor");
-    check_array("beyond", *beyond, x.size(0) * beyond->size(1), ScalarType::Double, x);
-  }
-  check_count("references: rows", references.size(0));
-  check_count("beyond: thresholds of all rows", x.size(0) * (beyond ? beyond->size(1) : 1));
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device());
-  const int64_t thresholds = beyond ? beyond->size(1) : 1;
-  const ScalarType dtype =
-      x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  Tensor distance = torch::stable::new_empty(x, {x.size(0), thresholds}, dtype);
-  Tensor index = torch::stable::new_empty(x, {x.size(0), thresholds}, ScalarType::Long);
-  if (x.size(0) * thresholds == 0) {
-    return {distance, index};
-  }
-  Tensor norms = torch::stable::new_empty(x, {x.size(0) + references.size(0)}, ScalarType::Double);
-  double* norms_x = static_cast<double*>(norms.mutable_data_ptr());
-  with_float_type(x.scalar_type(), [&](auto type) {
-    using T = decltype(type);
-    SelectArguments<T> arguments{};
-    arguments.labels = labels.const_data_ptr<int64_t>();
-    arguments.order = order.const_data_ptr<int64_t>();
-    arguments.reference_labels = reference_labels.const_data_ptr<int64_t>();
-    arguments.reference_order = reference_order.const_data_ptr<int64_t>();
-    arguments.self_index = self_index ? self_index->const_data_ptr<int64_t>() : nullptr;
-    arguments.beyond = beyond ? beyond->const_data_ptr<double>() : nullptr;
-    arguments.thresholds = thresholds;
-    arguments.metric = metric_of(metric);
-    arguments.same_class = same_class;
-    arguments.farthest = farthest;
-    arguments.norms_x = norms_x;
-    arguments.norms_references = norms_x + x.size(0);
-    arguments.distance = distance.mutable_data_ptr();
-    arguments.index = static_cast<int64_t*>(index.mutable_data_ptr());
-    select(arguments, x, references);
-  });
-  return {distance, index};
+  const Selected selected = select({x, labels, order, references, reference_labels, reference_order,
+                                    self_index, beyond, metric, same_class, farthest},
+                                   false);
+  return {selected.distance, selected.index};
+}
+
+Tensor neighbors_search_counts(Tensor x, Tensor labels, Tensor order, Tensor references,
+                               Tensor reference_labels, Tensor reference_order,
+                               std::optional<Tensor> self_index, std::optional<Tensor> beyond,
+                               std::string metric) {
+  return select({x, labels, order, references, reference_labels, reference_order, self_index,
+                 beyond, metric, false, false},
+                true)
+      .counts;
 }
 
 std::tuple<Tensor, Tensor> neighbors_select_backward(Tensor grad, Tensor x, Tensor references,
@@ -117,5 +175,6 @@ std::tuple<Tensor, Tensor> neighbors_select_backward(Tensor grad, Tensor x, Tens
 
 STABLE_TORCH_LIBRARY_IMPL(dmlfast, CUDA, m) {
   m.impl("neighbors_select", TORCH_BOX(&dmlfast::cuda::neighbors_select));
+  m.impl("neighbors_search_counts", TORCH_BOX(&dmlfast::cuda::neighbors_search_counts));
   m.impl("neighbors_select_backward", TORCH_BOX(&dmlfast::cuda::neighbors_select_backward));
 }

@@ -38,6 +38,11 @@ template <class T>
 void launch_select(const SelectArguments<T>& arguments, void* memory, int shared_bytes,
                    cudaStream_t stream);
 
+// Where in its memory a selection counts the queries that each of a search's two levels left
+// undecided; null where it was not by search.
+template <class T>
+const int32_t* search_counts(const SelectArguments<T>& arguments, void* memory);
+
 // Slots are counted in 32 bits.
 template <class T>
 struct GradientArguments {

@@ -5,8 +5,9 @@
 
 namespace dmlfast::cuda {
 
-#define DMLFAST_SELECT(T)                                             \
-  template int64_t select_memory_bytes<T>(const SelectArguments<T>&); \
+#define DMLFAST_SELECT(T)                                                     \
+  template int64_t select_memory_bytes<T>(const SelectArguments<T>&);         \
+  template const int32_t* search_counts<T>(const SelectArguments<T>&, void*); \
   template void launch_select<T>(const SelectArguments<T>&, void*, int, cudaStream_t);
 
 DMLFAST_SELECT(float)

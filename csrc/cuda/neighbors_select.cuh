@@ -37,6 +37,12 @@ int64_t select_memory_bytes(const SelectArguments<T>& a) {
 }
 
 template <class T>
+const int32_t* search_counts(const SelectArguments<T>& a, void* memory) {
+  Workspace workspace(memory);
+  return is_searched(a) ? SearchMemory::take(workspace, a, is_within_batch(a)).counts : nullptr;
+}
+
+template <class T>
 void launch_select(const SelectArguments<T>& a, void* memory, int shared_bytes,
                    cudaStream_t stream) {
   using Distance = std::conditional_t<std::is_same_v<T, double>, double, float>;
