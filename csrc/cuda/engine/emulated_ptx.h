@@ -93,3 +93,5 @@ inline void multiply_matrices(float& d0, float& d1, float& d2, float& d3, const 
 }
 
 }  // namespace dmlfast::cuda
+
+#include "engine/emulated_group_products.h"

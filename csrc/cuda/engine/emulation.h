@@ -53,12 +53,21 @@ struct alignas(16) uint4 {
 namespace dmlfast::emulation {
 
 constexpr unsigned kWarp = 32;
+constexpr unsigned kWarpGroup = 4 * kWarp;
 
-// What the lanes of a warp hand each other. Two of each, used in turns: a lane may be one exchange
-// ahead of the others, never two.
+#ifdef DMLFAST_EMULATE_HOPPER
+constexpr bool kEmulatesHopper = true;
+#else
+constexpr bool kEmulatesHopper = false;
+#endif
+
+// What the threads of a warp, or of four, hand each other. Two of each, used in turns: a thread may
+// be one exchange ahead of the others, never two.
+template <unsigned kThreads>
 struct Exchange {
-  unsigned arrived = 0;
-  uint32_t words[kWarp][16];
+  static constexpr unsigned kMembers = kThreads;
+  uint64_t arrived = 0;
+  uint32_t words[kThreads][16];
 };
 
 class Block {
@@ -67,6 +76,8 @@ class Block {
       : body_(body),
         fibers_(threads),
         exchanges_(2 * ((threads + kWarp - 1) / kWarp)),
+        group_exchanges_(2 * ((threads + kWarpGroup - 1) / kWarpGroup)),
+        unpublished_(shared_bytes / kChunk + 1),
         // Not a number wherever nothing was written.
         shared_(shared_bytes + kAlignment, 0xff) {
     for (Fiber& fiber : fibers_) {
@@ -131,20 +142,13 @@ class Block {
   // Every lane of the warp brings words and then sees those of all lanes.
   template <size_t kWords>
   const uint32_t (*exchange(const uint32_t (&words)[kWords]))[16] {
-    Fiber& fiber = fibers_[thread_];
-    Exchange& exchange = exchanges_[thread_ / kWarp * 2 + fiber.exchanges % 2];
-    const unsigned lanes =
-        static_cast<unsigned>(std::min<size_t>(kWarp, fibers_.size() - thread_ / kWarp * kWarp));
-    const uint64_t target = (fiber.exchanges / 2 + 1) * lanes;
-    ++fiber.exchanges;
-    std::memcpy(exchange.words[lane()], words, sizeof words);
-    moved_ = true;
-    if (++exchange.arrived < target) {
-      while (exchange.arrived < target) {
-        yield();
-      }
-    }
-    return exchange.words;
+    return exchange_among(exchanges_, fiber().exchanges, words);
+  }
+
+  // The same among four warps.
+  template <size_t kWords>
+  const uint32_t (*exchange_in_group(const uint32_t (&words)[kWords]))[16] {
+    return exchange_among(group_exchanges_, fiber().group_exchanges, words);
   }
 
   // Copies to shared memory that happen no earlier than the wait for them.
@@ -155,16 +159,62 @@ class Block {
     while (groups.size() - 1 > pending) {
       for (const Copy& copy : groups.front()) {
         if (copy.from == nullptr) {
-          std::memset(copy.to, 0, 16);
+          std::memset(copy.to, 0, kChunk);
         } else {
-          std::memcpy(copy.to, copy.from, 16);
+          std::memcpy(copy.to, copy.from, kChunk);
+        }
+        if (kEmulatesHopper) {
+          const size_t chunk = shared_address(copy.to) / kChunk;
+          unpublished_[chunk] = true;
+          fiber().copied.push_back(chunk);
         }
       }
       groups.erase(groups.begin());
     }
   }
 
+  // Lets group products see what this thread's copies have brought.
+  void publish_copies() {
+    for (const size_t chunk : fiber().copied) {
+      unpublished_[chunk] = false;
+    }
+    fiber().copied.clear();
+  }
+
+  // Products between these two happen at the end, all threads of the group together.
+  void begin_products() { fiber().multiplies = true; }
+  void multiply_later(std::function<void()> product) {
+    require(fiber().multiplies, "a group product that nobody began");
+    fiber().products.push_back(std::move(product));
+  }
+  void end_products() {
+    std::vector<std::function<void()>> products;
+    products.swap(fiber().products);
+    for (const auto& product : products) {
+      product();
+    }
+    fiber().multiplies = false;
+  }
+
+  // Places in dynamic memory by their number, as descriptors name them.
+  uint32_t shared_address(const void* place) const {
+    return static_cast<uint32_t>(static_cast<const unsigned char*>(place) - dynamic_);
+  }
+  const unsigned char* published(uint32_t address) const {
+    require(address / kChunk < unpublished_.size() && !unpublished_[address / kChunk],
+            "a group product reads what was not published");
+    return dynamic_ + address;
+  }
+
+  static void require(bool holds, const char* otherwise) {
+    if (!holds) {
+      std::fprintf(stderr, "%s\n", otherwise);
+      std::abort();
+    }
+  }
+
  private:
+  static constexpr size_t kChunk = 16;  // bytes of a copy
   static constexpr size_t kStackBytes = 128 * 1024;
   static constexpr size_t kAlignment = 1024;
 
@@ -177,11 +227,33 @@ class Block {
     ucontext_t context;
     std::unique_ptr<char[]> stack;
     std::vector<std::vector<Copy>> copies{1};
+    std::vector<size_t> copied;  // chunks of dynamic memory that are not published yet
+    std::vector<std::function<void()>> products;
+    bool multiplies = false;
     uint64_t exchanges = 0;
+    uint64_t group_exchanges = 0;
     bool done = false;
   };
 
   Fiber& fiber() { return fibers_[thread_]; }
+
+  template <class Some, size_t kWords>
+  const uint32_t (*exchange_among(std::vector<Some>& exchanges, uint64_t& turns,
+                                  const uint32_t (&words)[kWords]))[16] {
+    const size_t first = thread_ / Some::kMembers * Some::kMembers;
+    const uint64_t members = std::min<size_t>(Some::kMembers, fibers_.size() - first);
+    Some& exchange = exchanges[thread_ / Some::kMembers * 2 + turns % 2];
+    const uint64_t target = (turns / 2 + 1) * members;
+    ++turns;
+    std::memcpy(exchange.words[thread_ - first], words, sizeof words);
+    moved_ = true;
+    if (++exchange.arrived < target) {
+      while (exchange.arrived < target) {
+        yield();
+      }
+    }
+    return exchange.words;
+  }
 
   void yield() { swapcontext(&fibers_[thread_].context, &scheduler_); }
 
@@ -189,10 +261,9 @@ class Block {
     Block* block = current_;
     block->body_();
     Fiber& fiber = block->fiber();
-    if (fiber.copies.size() > 1 || !fiber.copies.back().empty()) {
-      std::fprintf(stderr, "a thread returned without waiting for its copies\n");
-      std::abort();
-    }
+    require(fiber.copies.size() == 1 && fiber.copies.back().empty(),
+            "a thread returned without waiting for its copies");
+    require(!fiber.multiplies, "a thread returned without waiting for its products");
     fiber.done = true;
     block->moved_ = true;
   }
@@ -201,7 +272,9 @@ class Block {
 
   const std::function<void()>& body_;
   std::vector<Fiber> fibers_;
-  std::vector<Exchange> exchanges_;
+  std::vector<Exchange<kWarp>> exchanges_;
+  std::vector<Exchange<kWarpGroup>> group_exchanges_;
+  std::vector<bool> unpublished_;  // by chunk of dynamic memory
   std::vector<unsigned char> shared_;
   unsigned char* dynamic_;
   ucontext_t scheduler_;

@@ -139,10 +139,64 @@ __device__ inline void multiply_slabs_split(Fragment& tile, unsigned char* x, un
   }
 }
 
+// Rows of a slab from `first` on, as group products take them.
+__device__ inline uint64_t slab_rows(unsigned char* slab, int first) {
+  return matrix_descriptor(slab + first * (kSlab * 2), 16, 8 * (kSlab * 2));
+}
+
+// The rows of the calling thread's four warps.
+__device__ inline uint64_t group_rows(unsigned char* slab) {
+  return slab_rows(slab, static_cast<int>(threadIdx.x) / 128 * 64);
+}
+
+// Both multiplications again, as group products.
+__device__ inline void multiply_groups_half(Fragment& tile, unsigned char* x, unsigned char* y) {
+  const uint64_t a = group_rows(x);
+  const uint64_t b = slab_rows(y, 0);
+  hold_sums(tile.value);
+  begin_products();
+#pragma unroll
+  for (int k = 0; k < kSlab / kStepColumns; ++k) {
+    const int step = 2 * kStepColumns * k;
+    multiply_group<true>(tile.value, advance(a, step), advance(b, step));
+  }
+  end_products();
+  hold_sums(tile.value);
+}
+
+__device__ inline void multiply_groups_split(Fragment& tile, unsigned char* x, unsigned char* y) {
+  const uint64_t a_high = group_rows(x);
+  const uint64_t b_high = slab_rows(y, 0);
+  const uint64_t a_low = advance(a_high, kSlab);
+  const uint64_t b_low = advance(b_high, kSlab);
+#pragma unroll 1
+  for (int k = 0; k < kSlab / 2 / kStepColumns; ++k) {
+    const int step = 2 * kStepColumns * k;
+    float sums[Fragment::kRows][Fragment::kColumns];
+    begin_products();
+    multiply_group<false>(sums, advance(a_low, step), advance(b_high, step));
+    multiply_group<true>(sums, advance(a_high, step), advance(b_low, step));
+    multiply_group<true>(sums, advance(a_high, step), advance(b_high, step));
+    end_products();
+    hold_sums(sums);
+#pragma unroll
+    for (int slot = 0; slot < Fragment::kRows; ++slot) {
+#pragma unroll
+      for (int j = 0; j < Fragment::kColumns; ++j) {
+        tile.value[slot][j] += sums[slot][j];
+      }
+    }
+  }
+}
+
 template <Precision kPrecision>
 __device__ inline void multiply_slabs(Fragment& tile, unsigned char* x, unsigned char* y) {
-  if constexpr (kPrecision == Precision::half) {
+  if constexpr (kPrecision == Precision::half && kHasGroupProducts) {
+    multiply_groups_half(tile, x, y);
+  } else if constexpr (kPrecision == Precision::half) {
     multiply_slabs_half(tile, x, y);
+  } else if constexpr (kHasGroupProducts) {
+    multiply_groups_split(tile, x, y);
   } else {
     multiply_slabs_split(tile, x, y);
   }

@@ -175,13 +175,21 @@ class SlabWalk {
       __syncthreads();
       load(step);
       wait_copies<0>();
+      publish();
       __syncthreads();
     } else {
       wait_all_but(task_.stages - 2);
+      publish();
       __syncthreads();
       load(step + task_.stages - 1);
     }
     return step % task_.stages;
+  }
+
+  __device__ static void publish() {
+    if constexpr (kHasGroupProducts) {
+      publish_copies();
+    }
   }
 
   // Starts the copies of a step, none past the last; one group in either case.
