@@ -9,9 +9,22 @@
 
 namespace dmlfast::cuda {
 
+// With fewer pairs than these a search costs more launches than it saves arithmetic.
+constexpr int64_t kSearchedPairs = int64_t{1} << 20;
+
 constexpr int kSearchThreads = 128;
 constexpr int kSearchWarps = kSearchThreads / 32;
 constexpr int kLevels = 2;  // half precision, split precision
+constexpr int kLists = 4;   // of queries that the steps of a search leave open, at most
+
+// Whether the anchors are the references, in one and the same order.
+template <class T>
+bool is_within_batch(const SelectArguments<T>& a) {
+  const Rows<T>& x = a.x;
+  const Rows<T>& y = a.references;
+  return x.data == y.data && x.rows == y.rows && x.row_stride == y.row_stride &&
+         x.column_stride == y.column_stride && a.order == a.reference_order;
+}
 
 // Of all queries, computed once.
 struct SearchNumbers {
@@ -57,7 +70,7 @@ __device__ inline double score_of(Metric metric, double value, int exponent, dou
 template <class T>
 __global__ void search_numbers_kernel(SelectArguments<T> a, PackedRows x, const PackScale* scale,
                                       SearchNumbers numbers, int32_t* counts) {
-  if (blockIdx.x == 0 && threadIdx.x < kLevels) {
+  if (blockIdx.x == 0 && threadIdx.x < kLists) {
     counts[threadIdx.x] = 0;
   }
   const int64_t queries = a.slots();
@@ -98,6 +111,19 @@ struct ChooseArguments {
 // Sums of squares of numbers as great or as small as these leave the range of float64.
 __device__ inline bool is_out_of_range(int exponent) {
   return exponent != INT_MIN && (exponent > 480 || exponent < -480);
+}
+
+// What decides about a pair, but for the norms.
+template <class T>
+__device__ inline double pair_sum(const SelectArguments<T>& a, int64_t anchor, int64_t other) {
+  const bool differences = sums_differences(a.metric);
+  double sum = 0.0;
+  for (int64_t k = 0; k < a.x.columns; ++k) {
+    const double x = element(a.x, anchor, k);
+    const double y = element(a.references, other, k);
+    sum += differences ? share_of<true>(x, y) : share_of<false>(x, y);
+  }
+  return sum;
 }
 
 // The candidates of one query, spread over the lanes of a warp.
@@ -144,7 +170,7 @@ class Chooser {
       const int other = static_cast<int>(a_.select.reference_order[found.column]);
       const double norm =
           a_.select.metric == Metric::cosine ? a_.select.norms_references[other] : 0.0;
-      offer_pair(a_.select, admission, pair_sum(anchor, other), norm, other, choice);
+      offer_pair(a_.select, admission, pair_sum(a_.select, anchor, other), norm, other, choice);
     }
     for (int bits = 16; bits > 0; bits /= 2) {
       choice.join_lane(bits);
@@ -157,17 +183,6 @@ class Chooser {
   __device__ Candidate candidate(int i) const {
     const int64_t part = i / kCandidates;
     return a_.windows[base_ + part * kTileRows * kCandidates + i % kCandidates];
-  }
-
-  __device__ double pair_sum(int64_t anchor, int64_t other) const {
-    const bool differences = sums_differences(a_.select.metric);
-    double sum = 0.0;
-    for (int64_t k = 0; k < a_.select.x.columns; ++k) {
-      const double x = element(a_.select.x, anchor, k);
-      const double y = element(a_.select.references, other, k);
-      sum += differences ? share_of<true>(x, y) : share_of<false>(x, y);
-    }
-    return sum;
   }
 
   const ChooseArguments<T>& a_;
@@ -215,28 +230,23 @@ __global__ void __launch_bounds__(kSearchThreads) choose_kernel(ChooseArguments<
   }
 }
 
-// What a search keeps in memory.
-struct SearchMemory {
+// What a search needs to know of rows and queries, computed before its walks.
+struct PreparedMemory {
   PackPairMemory packed;
   SearchNumbers numbers;
   ClassRanges ranges;
   int32_t* position;  // of each reference in the order of the labels
   int32_t* self;
-  Candidate* windows;
-  int32_t* undecided[kLevels];
-  int32_t* counts;  // of the undecided, by level
-  unsigned char* exact;
+  int32_t* counts;  // of the queries on each list
 
   template <class T>
-  static SearchMemory take(Workspace& workspace, const SelectArguments<T>& a, bool within_batch) {
+  static PreparedMemory take(Workspace& workspace, const SelectArguments<T>& a, bool within_batch) {
     const int64_t queries = a.slots();
-    const int64_t items = most_items(static_cast<int>(queries), kTileRows, kWantedItems);
-    SearchMemory memory{};
+    PreparedMemory memory{};
     memory.packed = PackPairMemory::take(workspace, a.x.rows, a.references.rows,
                                          a.references.columns, within_batch);
     for (int level = 0; level < kLevels; ++level) {
       memory.numbers.bounds[level] = workspace.take<float>(queries);
-      memory.undecided[level] = workspace.take<int32_t>(queries);
     }
     memory.numbers.lower = workspace.take<float>(queries);
     memory.numbers.least_value = workspace.take<double>(queries);
@@ -244,7 +254,26 @@ struct SearchMemory {
     memory.ranges.end = workspace.take<int32_t>(a.x.rows);
     memory.position = workspace.take<int32_t>(a.references.rows);
     memory.self = workspace.take<int32_t>(a.x.rows);
-    memory.counts = workspace.take<int32_t>(kLevels);
+    memory.counts = workspace.take<int32_t>(kLists);
+    return memory;
+  }
+};
+
+// What a search keeps in memory.
+struct SearchMemory : PreparedMemory {
+  Candidate* windows;
+  int32_t* undecided[kLevels];
+  unsigned char* exact;
+
+  template <class T>
+  static SearchMemory take(Workspace& workspace, const SelectArguments<T>& a, bool within_batch) {
+    const int64_t queries = a.slots();
+    const int64_t items = most_items(static_cast<int>(queries), kTileRows, kWantedItems);
+    SearchMemory memory{};
+    static_cast<PreparedMemory&>(memory) = PreparedMemory::take(workspace, a, within_batch);
+    for (int32_t*& list : memory.undecided) {
+      list = workspace.take<int32_t>(queries);
+    }
     memory.windows = workspace.take<Candidate>(items * kTileRows * kCandidates);
     const Queries rest{nullptr, nullptr, static_cast<int>(queries)};
     memory.exact = workspace.take<unsigned char>(exact_workspace_bytes(rest));
@@ -255,7 +284,7 @@ struct SearchMemory {
 // Ranges, selves, bounds and thresholds: what a search needs to know of each query.
 template <class T>
 void launch_search_preparation(const SelectArguments<T>& a, const PackedPair& pair,
-                               const SearchMemory& memory, cudaStream_t stream) {
+                               const PreparedMemory& memory, cudaStream_t stream) {
   constexpr int kThreads = 256;
   const unsigned anchor_blocks = grid_for((a.x.rows + kThreads - 1) / kThreads);
   const unsigned reference_blocks = grid_for((a.references.rows + kThreads - 1) / kThreads);

@@ -8,21 +8,9 @@
 
 namespace dmlfast::cuda {
 
-// With fewer pairs than these a search costs more launches than it saves arithmetic.
-constexpr int64_t kSearchedPairs = int64_t{1} << 20;
-
 template <class T>
 bool is_searched(const SelectArguments<T>& a) {
   return !a.same_class && a.slots() * a.references.rows >= kSearchedPairs;
-}
-
-// Whether the anchors are the references, in one and the same order.
-template <class T>
-bool is_within_batch(const SelectArguments<T>& a) {
-  const Rows<T>& x = a.x;
-  const Rows<T>& y = a.references;
-  return x.data == y.data && x.rows == y.rows && x.row_stride == y.row_stride &&
-         x.column_stride == y.column_stride && a.order == a.reference_order;
 }
 
 template <class T>
