@@ -34,17 +34,27 @@ def test_the_nearest_of_another_class_is_found(program, tmp_path, metric, shape,
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("farthest", [True, False])
-def test_the_own_class_is_searched_without_self(program, tmp_path, metric, farthest):
-    x, labels, _, _ = make_case(140, 5, 35, 2)
+# Rows with their classes: too large to be read at once, and small ones.
+@pytest.mark.parametrize("within_batch", [True, False])
+def test_large_classes_are_searched_without_self(program, tmp_path, metric, farthest, within_batch):
+    x, _, y, _ = make_case(150, 260, 35, 1)
+    labels = torch.arange(150) // 75
+    reference_labels = torch.cat([torch.arange(130) % 2, torch.arange(130) // 4 + 2])
+    x[75:], labels[75:] = y[-75:], reference_labels[-75:]
     options = Options(
         metric=metric,
         same_class=True,
         farthest=farthest,
-        self_index=torch.arange(140),
-        is_batch_itself=True,
+        self_index=torch.cat([torch.arange(75) % 40 - 1, torch.arange(185, 260)]),
         searched_with=LARGE,
     )
-    check(*run(program, tmp_path, (x, labels, x, labels), options))
+    case = x, labels, y, reference_labels
+    if within_batch:
+        case = y, reference_labels, y, reference_labels
+        options.self_index = torch.arange(260)
+        options.is_batch_itself = True
+    results, expected = run(program, tmp_path, case, options)
+    check(results, expected)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -120,3 +130,21 @@ def test_unused_thresholds_are_decided_at_once(program, tmp_path):
     x, labels = ordinary()
     beyond = torch.full((200, 1), math.inf)
     assert search(program, tmp_path, x, labels, beyond=beyond) == (0, 0)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean"])
+def test_classes_that_have_collapsed_are_ordinary_within(program, tmp_path, metric):
+    x, labels = ordinary(400)
+    labels = labels % 2
+    # Two points; around one of them a thousand times as tight as around the other.
+    spread = torch.where(labels == 0, 2.0**-10, 2.0**-20)[:, None]
+    x = torch.where(labels[:, None] == 0, 1.0, -1.0) + spread * (x * 8).round()
+    assert search(program, tmp_path, x, labels, metric=metric, same_class=True) == (0, 0)
+
+
+def test_equal_rows_of_a_large_class_are_compared_exactly(program, tmp_path):
+    x, labels = ordinary(300)
+    # Equal rows, and as many that half precision decides.
+    labels = labels % 2
+    x = torch.where(labels[:, None] == 0, 1.0, x)
+    assert search(program, tmp_path, x, labels, same_class=True) == (150, 150)

@@ -7,7 +7,7 @@
 
 namespace dmlfast::cuda {
 
-constexpr int kClassRows = 128;         // references of a block; with more, it is walked
+constexpr int kClassRows = 128;         // references of a block; with more, it is left over
 constexpr int kClassThreadsEach = 4;    // threads of a query
 constexpr int kClassCandidates = 4;     // that a thread sums up at once
 constexpr int kClassBuffer = 144 * 33;  // staged elements: 32 dimensions of up to 144 rows
@@ -20,7 +20,7 @@ template <class T>
 struct ClassSelectArguments {
   SelectArguments<T> select;
   int queries;
-  ColumnRange* ranges;  // by row block: what is left to the walk; empty where nothing is
+  ColumnRange* ranges;  // by row block: what is left over; empty where nothing is
 };
 
 struct ClassShared {
@@ -304,31 +304,18 @@ __global__ void __launch_bounds__(kSlabThreads, sizeof(T) == sizeof(double) ? 2 
   }
 }
 
-inline Queries all_queries(int64_t slots) { return {nullptr, nullptr, static_cast<int>(slots)}; }
-
-// Bytes that launch_class_select needs at an address divisible by 16.
-inline int64_t class_workspace_bytes(const Queries& queries) {
-  const int64_t row_blocks = (int64_t{queries.most} + kExactTile - 1) / kExactTile;
-  return exact_workspace_bytes(queries) + row_blocks * int64_t{sizeof(ColumnRange)};
+inline int64_t class_row_blocks(const Queries& queries) {
+  return (int64_t{queries.most} + kExactTile - 1) / kExactTile;
 }
 
-// `queries` are all of them. The norms must be there under cosine.
+// Decides all queries whose classes fit; the others' are in `ranges`, by row block. The norms must
+// be there under cosine.
 template <class T, class Distance>
-void launch_class_select(const SelectArguments<T>& a, const Queries& queries, void* workspace,
+void launch_class_select(const SelectArguments<T>& a, const Queries& queries, ColumnRange* ranges,
                          cudaStream_t stream) {
-  if (queries.most == 0) {
-    return;
-  }
-  unsigned char* ranges_memory =
-      static_cast<unsigned char*>(workspace) + exact_workspace_bytes(queries);
-  ColumnRange* ranges = reinterpret_cast<ColumnRange*>(ranges_memory);
   const ClassSelectArguments<T> arguments = {a, queries.most, ranges};
-  const int64_t row_blocks = (int64_t{queries.most} + kExactTile - 1) / kExactTile;
-  DMLFAST_LAUNCH((class_select_kernel<T, Distance>), dim3{grid_for(row_blocks)}, kSlabThreads,
-                 stream, arguments);
-  // Row blocks with larger classes are walked over. A search for candidates in very large classes
-  // belongs here: between the two, emptying the ranges that it decides.
-  launch_exact_select<T, Distance>(a, queries, workspace, stream, ranges);
+  DMLFAST_LAUNCH((class_select_kernel<T, Distance>), dim3{grid_for(class_row_blocks(queries))},
+                 kSlabThreads, stream, arguments);
 }
 
 }  // namespace dmlfast::cuda

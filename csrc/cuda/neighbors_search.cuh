@@ -67,20 +67,42 @@ __device__ inline double score_of(Metric metric, double value, int exponent, dou
   return metric == Metric::dot ? scaled : scaled - norm;
 }
 
+// Where the queries' classes and the anchors themselves lie among the references; and no query is
+// on any list yet. Nothing but the latter where `wanted`, a number on the device, is 0.
 template <class T>
-__global__ void search_numbers_kernel(SelectArguments<T> a, PackedRows x, const PackScale* scale,
-                                      SearchNumbers numbers, int32_t* counts) {
+__global__ void query_classes_kernel(SelectArguments<T> a, ClassRanges ranges, int32_t* self,
+                                     int32_t* counts, const int32_t* wanted) {
   if (blockIdx.x == 0 && threadIdx.x < kLists) {
     counts[threadIdx.x] = 0;
   }
-  const int64_t queries = a.slots();
+  const LabelledRows<T> x{a.x, a.labels, a.order};
+  const LabelledRows<T> references{a.references, a.reference_labels, a.reference_order};
+  const int64_t anchors = wanted == nullptr || *wanted > 0 ? a.x.rows : 0;
+  for (int64_t p = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; p < anchors;
+       p += int64_t{gridDim.x} * blockDim.x) {
+    const ClassSpan own = class_of(references, x.label(p));
+    ranges.begin[p] = own.begin;
+    ranges.end[p] = own.end;
+    self[p] = a.self_index == nullptr ? -1 : position_of(references, a.self_index[a.order[p]]);
+  }
+}
+
+// How far scores may be off, and from where on they are admissible. Where there are `groups` of
+// rows, errors are bounded within these.
+template <class T>
+__global__ void search_numbers_kernel(SelectArguments<T> a, PackedRows x, const PackScale* scale,
+                                      PackGroups groups, SearchNumbers numbers,
+                                      const int32_t* wanted) {
+  const int64_t queries = wanted == nullptr || *wanted > 0 ? a.slots() : 0;
   for (int64_t q = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; q < queries;
        q += int64_t{gridDim.x} * blockDim.x) {
     const int64_t position = q / a.thresholds;
+    const int64_t group = groups.begin == nullptr ? a.references.rows : groups.begin[position];
+    const RowNumbers& greatest =
+        group < a.references.rows ? groups.greatest[group] : scale->greatest;
     for (int level = 0; level < kLevels; ++level) {
-      numbers.bounds[level][q] =
-          rounded_up(score_error(level, x.numbers[position], scale->greatest,
-                                 sums_differences(a.metric), x.padded_columns));
+      numbers.bounds[level][q] = rounded_up(score_error(
+          level, x.numbers[position], greatest, sums_differences(a.metric), x.padded_columns));
     }
     if (a.beyond == nullptr) {
       continue;
@@ -230,21 +252,17 @@ __global__ void __launch_bounds__(kSearchThreads) choose_kernel(ChooseArguments<
   }
 }
 
-// What a search needs to know of rows and queries, computed before its walks.
+// What a search needs to know of its queries, computed before its walks.
 struct PreparedMemory {
-  PackPairMemory packed;
   SearchNumbers numbers;
   ClassRanges ranges;
-  int32_t* position;  // of each reference in the order of the labels
   int32_t* self;
   int32_t* counts;  // of the queries on each list
 
   template <class T>
-  static PreparedMemory take(Workspace& workspace, const SelectArguments<T>& a, bool within_batch) {
+  static PreparedMemory take(Workspace& workspace, const SelectArguments<T>& a) {
     const int64_t queries = a.slots();
     PreparedMemory memory{};
-    memory.packed = PackPairMemory::take(workspace, a.x.rows, a.references.rows,
-                                         a.references.columns, within_batch);
     for (int level = 0; level < kLevels; ++level) {
       memory.numbers.bounds[level] = workspace.take<float>(queries);
     }
@@ -252,55 +270,46 @@ struct PreparedMemory {
     memory.numbers.least_value = workspace.take<double>(queries);
     memory.ranges.begin = workspace.take<int32_t>(a.x.rows);
     memory.ranges.end = workspace.take<int32_t>(a.x.rows);
-    memory.position = workspace.take<int32_t>(a.references.rows);
     memory.self = workspace.take<int32_t>(a.x.rows);
     memory.counts = workspace.take<int32_t>(kLists);
     return memory;
   }
 };
 
-// What a search keeps in memory.
+// What a search keeps in memory, beside packed rows.
 struct SearchMemory : PreparedMemory {
   Candidate* windows;
   int32_t* undecided[kLevels];
-  unsigned char* exact;
 
   template <class T>
-  static SearchMemory take(Workspace& workspace, const SelectArguments<T>& a, bool within_batch) {
+  static SearchMemory take(Workspace& workspace, const SelectArguments<T>& a) {
     const int64_t queries = a.slots();
     const int64_t items = most_items(static_cast<int>(queries), kTileRows, kWantedItems);
     SearchMemory memory{};
-    static_cast<PreparedMemory&>(memory) = PreparedMemory::take(workspace, a, within_batch);
+    static_cast<PreparedMemory&>(memory) = PreparedMemory::take(workspace, a);
     for (int32_t*& list : memory.undecided) {
       list = workspace.take<int32_t>(queries);
     }
     memory.windows = workspace.take<Candidate>(items * kTileRows * kCandidates);
-    const Queries rest{nullptr, nullptr, static_cast<int>(queries)};
-    memory.exact = workspace.take<unsigned char>(exact_workspace_bytes(rest));
     return memory;
   }
 };
 
-// Ranges, selves, bounds and thresholds: what a search needs to know of each query.
 template <class T>
-void launch_search_preparation(const SelectArguments<T>& a, const PackedPair& pair,
-                               const PreparedMemory& memory, cudaStream_t stream) {
+void launch_query_classes(const SelectArguments<T>& a, const PreparedMemory& memory,
+                          const int32_t* wanted, cudaStream_t stream) {
   constexpr int kThreads = 256;
-  const unsigned anchor_blocks = grid_for((a.x.rows + kThreads - 1) / kThreads);
-  const unsigned reference_blocks = grid_for((a.references.rows + kThreads - 1) / kThreads);
-  const unsigned query_blocks = grid_for((a.slots() + kThreads - 1) / kThreads);
-  DMLFAST_LAUNCH((class_ranges_kernel<T>), dim3{anchor_blocks}, kThreads, stream,
-                 LabelledRows<T>{a.x, a.labels, a.order},
-                 LabelledRows<T>{a.references, a.reference_labels, a.reference_order},
-                 memory.ranges);
-  if (a.self_index != nullptr) {
-    DMLFAST_LAUNCH(inverse_kernel, dim3{reference_blocks}, kThreads, stream, a.reference_order,
-                   a.references.rows, memory.position);
-    DMLFAST_LAUNCH(self_kernel, dim3{anchor_blocks}, kThreads, stream, a.self_index, a.order,
-                   a.x.rows, memory.position, a.references.rows, memory.self);
-  }
-  DMLFAST_LAUNCH((search_numbers_kernel<T>), dim3{query_blocks}, kThreads, stream, a, pair.x,
-                 pair.scale, memory.numbers, memory.counts);
+  DMLFAST_LAUNCH((query_classes_kernel<T>), dim3{grid_for((a.x.rows + kThreads - 1) / kThreads)},
+                 kThreads, stream, a, memory.ranges, memory.self, memory.counts, wanted);
+}
+
+template <class T>
+void launch_search_numbers(const SelectArguments<T>& a, const PackedPair& pair,
+                           const PackGroups& groups, const PreparedMemory& memory,
+                           const int32_t* wanted, cudaStream_t stream) {
+  constexpr int kThreads = 256;
+  DMLFAST_LAUNCH((search_numbers_kernel<T>), dim3{grid_for((a.slots() + kThreads - 1) / kThreads)},
+                 kThreads, stream, a, pair.x, pair.scale, groups, memory.numbers, wanted);
 }
 
 // Candidates of a level's queries, and the answers that they decide.
@@ -336,28 +345,55 @@ void launch_search_level(const SelectArguments<T>& a, const PackedPair& pair,
                                   pair.x.norm,
                                   memory.undecided[level],
                                   memory.counts + level};
-  const unsigned blocks = grid_for((int64_t{queries.most} + kSearchWarps - 1) / kSearchWarps);
+  const unsigned blocks = blocks_for(queries, kSearchWarps);
   DMLFAST_LAUNCH((choose_kernel<T, Distance>), dim3{blocks}, kSearchThreads, stream, choose);
 }
 
-// Selects for all queries. `memory` is what SearchMemory::take asks for, aligned to 16 bytes;
+// Tries `queries` at both levels; those that stay undecided are on the last list.
+template <class T, class Distance>
+Queries launch_search_levels(const SelectArguments<T>& a, const PackedPair& pair,
+                             const SearchMemory& memory, Queries queries, int shared_bytes,
+                             cudaStream_t stream) {
+  for (int level = 0; level < kLevels; ++level) {
+    launch_search_level<T, Distance>(a, pair, memory, queries, level, shared_bytes, stream);
+    queries.list = memory.undecided[level];
+    queries.count = memory.counts + level;
+  }
+  return queries;
+}
+
+// What a selection by search among all rows keeps in memory.
+struct SearchSelectMemory {
+  PackPairMemory packed;
+  SearchMemory search;
+  unsigned char* exact;
+
+  template <class T>
+  static SearchSelectMemory take(Workspace& workspace, const SelectArguments<T>& a,
+                                 bool within_batch) {
+    SearchSelectMemory memory{};
+    memory.packed = PackPairMemory::take(workspace, a.x.rows, a.references.rows,
+                                         a.references.columns, within_batch);
+    memory.search = SearchMemory::take(workspace, a);
+    memory.exact = workspace.take<unsigned char>(exact_workspace_bytes(all_queries(a.slots())));
+    return memory;
+  }
+};
+
+// Selects for all queries. `memory` is what SearchSelectMemory::take asks for, aligned to 16 bytes;
 // `shared_bytes` what a block of the device may have. The norms must be there under cosine.
 template <class T, class Distance>
 void launch_search_select(const SelectArguments<T>& a, bool within_batch, void* memory_address,
                           int shared_bytes, cudaStream_t stream) {
   Workspace workspace(memory_address);
-  const SearchMemory memory = SearchMemory::take(workspace, a, within_batch);
+  const SearchSelectMemory memory = SearchSelectMemory::take(workspace, a, within_batch);
+  launch_query_classes(a, memory.search, nullptr, stream);
   const PackedPair pair = launch_pack_pair(a.x, a.order, a.references, a.reference_order,
                                            within_batch, a.metric, memory.packed, stream);
-  launch_search_preparation(a, pair, memory, stream);
-  Queries queries{nullptr, nullptr, static_cast<int>(a.slots())};
-  launch_search_level<T, Distance>(a, pair, memory, queries, 0, shared_bytes, stream);
-  queries.list = memory.undecided[0];
-  queries.count = memory.counts;
-  launch_search_level<T, Distance>(a, pair, memory, queries, 1, shared_bytes, stream);
-  queries.list = memory.undecided[1];
-  queries.count = memory.counts + 1;
-  launch_exact_select<T, Distance>(a, queries, memory.exact, stream);
+  launch_search_numbers(a, pair, PackGroups{}, memory.search, nullptr, stream);
+  const Queries rest = launch_search_levels<T, Distance>(
+      a, pair, memory.search, all_queries(a.slots()), shared_bytes, stream);
+  launch_exact_select<T, Distance>(a, rest, memory.exact, stream);
 }
 
 }  // namespace dmlfast::cuda

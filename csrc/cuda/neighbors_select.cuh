@@ -1,33 +1,41 @@
-// The route of a selection: by class, by search, or by comparing every pair.
+// The route of a selection: within classes, by search, or by comparing every pair.
 #pragma once
 
 #include <type_traits>
 
-#include "neighbors_class.cuh"
-#include "neighbors_search.cuh"
+#include "neighbors_class_search.cuh"
 
 namespace dmlfast::cuda {
 
+// Whether there are enough pairs to search for candidates first.
 template <class T>
 bool is_searched(const SelectArguments<T>& a) {
-  return !a.same_class && a.slots() * a.references.rows >= kSearchedPairs;
+  return a.slots() * a.references.rows >= kSearchedPairs;
 }
 
 template <class T>
 int64_t select_memory_bytes(const SelectArguments<T>& a) {
-  if (is_searched(a)) {
-    Workspace workspace;
-    SearchMemory::take(workspace, a, is_within_batch(a));
-    return workspace.bytes();
-  }
   const Queries queries = all_queries(a.slots());
-  return a.same_class ? class_workspace_bytes(queries) : exact_workspace_bytes(queries);
+  Workspace workspace;
+  if (a.same_class) {
+    ClassSelectMemory::take(workspace, a, queries, is_searched(a));
+  } else if (is_searched(a)) {
+    SearchSelectMemory::take(workspace, a, is_within_batch(a));
+  } else {
+    workspace.take<unsigned char>(exact_workspace_bytes(queries));
+  }
+  return workspace.bytes();
 }
 
 template <class T>
 const int32_t* search_counts(const SelectArguments<T>& a, void* memory) {
   Workspace workspace(memory);
-  return is_searched(a) ? SearchMemory::take(workspace, a, is_within_batch(a)).counts : nullptr;
+  if (!is_searched(a)) {
+    return nullptr;
+  }
+  return a.same_class
+             ? ClassSelectMemory::take(workspace, a, all_queries(a.slots()), true).search.counts
+             : SearchSelectMemory::take(workspace, a, is_within_batch(a)).search.counts;
 }
 
 template <class T>
@@ -40,7 +48,7 @@ void launch_select(const SelectArguments<T>& a, void* memory, int shared_bytes,
   }
   const Queries queries = all_queries(a.slots());
   if (a.same_class) {
-    launch_class_select<T, Distance>(a, queries, memory, stream);
+    launch_same_class<T, Distance>(a, queries, is_searched(a), memory, shared_bytes, stream);
   } else if (is_searched(a)) {
     launch_search_select<T, Distance>(a, is_within_batch(a), memory, shared_bytes, stream);
   } else {

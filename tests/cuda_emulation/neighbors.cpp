@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <fstream>
+#include <utility>
 #include <vector>
 
 #include "engine/window.cu"
@@ -54,17 +55,26 @@ constexpr int kUntouched = -7;
 template <class T>
 std::vector<int64_t> search(const Header& h, const SelectArguments<T>& arguments) {
   const bool within_batch = is_within_batch(arguments);
-  Workspace counting;
-  SearchMemory::take(counting, arguments, within_batch);
-  std::vector<double> memory((counting.bytes() + 7) / 8, NAN);
+  const Queries queries = all_queries(arguments.slots());
+  const int shared_bytes = static_cast<int>(h.searched_with);
+  const auto take = [&](void* memory) {
+    Workspace workspace(memory);
+    const int32_t* counts =
+        h.same_class ? ClassSelectMemory::take(workspace, arguments, queries, true).search.counts
+                     : SearchSelectMemory::take(workspace, arguments, within_batch).search.counts;
+    return std::pair(counts, workspace.bytes());
+  };
+  std::vector<double> memory((take(nullptr).second + 7) / 8, NAN);
   if (arguments.metric == Metric::cosine) {
     launch_norms(arguments.x, arguments.norms_x, nullptr);
     launch_norms(arguments.references, arguments.norms_references, nullptr);
   }
-  launch_search_select<T, T>(arguments, within_batch, memory.data(),
-                             static_cast<int>(h.searched_with), nullptr);
-  Workspace workspace(memory.data());
-  const int32_t* counts = SearchMemory::take(workspace, arguments, within_batch).counts;
+  if (h.same_class) {
+    launch_same_class<T, T>(arguments, queries, true, memory.data(), shared_bytes, nullptr);
+  } else {
+    launch_search_select<T, T>(arguments, within_batch, memory.data(), shared_bytes, nullptr);
+  }
+  const int32_t* counts = take(memory.data()).first;
   return {counts[0], counts[1]};
 }
 
@@ -80,9 +90,14 @@ void select_queries(const Header& h, const SelectArguments<T>& arguments,
     queries.wanted_items = static_cast<int>(h.wanted_items);
   }
   const bool by_class = h.same_class && h.listed < 0;
+  Workspace counting;
+  if (by_class) {
+    ClassSelectMemory::take(counting, arguments, queries, false);
+  } else {
+    counting.take<unsigned char>(exact_workspace_bytes(queries));
+  }
   // Exactly as long as needed, again. Doubles, to be aligned; not a number wherever not written.
-  const int64_t bytes = by_class ? class_workspace_bytes(queries) : exact_workspace_bytes(queries);
-  std::vector<double> workspace((bytes + 7) / 8, NAN);
+  std::vector<double> workspace((counting.bytes() + 7) / 8, NAN);
   if (h.wanted_items == 0 && h.listed < 0) {
     launch_select(arguments, workspace.data(), 0, nullptr);
     return;
@@ -92,7 +107,7 @@ void select_queries(const Header& h, const SelectArguments<T>& arguments,
     launch_norms(arguments.references, arguments.norms_references, nullptr);
   }
   if (by_class) {
-    launch_class_select<T, T>(arguments, queries, workspace.data(), nullptr);
+    launch_same_class<T, T>(arguments, queries, false, workspace.data(), 0, nullptr);
   } else {
     launch_exact_select<T, T>(arguments, queries, workspace.data(), nullptr);
   }

@@ -14,25 +14,51 @@ struct ClassRanges {
   int32_t* end;
 };
 
-template <class T>
-__global__ void class_ranges_kernel(LabelledRows<T> x, LabelledRows<T> references,
-                                    ClassRanges ranges) {
-  const int64_t rows = references.rows.rows;
-  for (int64_t p = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; p < x.rows.rows;
-       p += int64_t{gridDim.x} * blockDim.x) {
-    const int64_t label = x.label(p);
-    ranges.begin[p] =
-        static_cast<int32_t>(class_bound(references.labels, references.order, rows, label, false));
-    ranges.end[p] =
-        static_cast<int32_t>(class_bound(references.labels, references.order, rows, label, true));
-  }
-}
-
 // The positions from the first to the last class of a block of rows.
 struct ClassSpan {
   int begin;
   int end;
 };
+
+// The positions of a class.
+template <class T>
+__device__ inline ClassSpan class_of(const LabelledRows<T>& references, int64_t label) {
+  const int64_t rows = references.rows.rows;
+  return {static_cast<int>(class_bound(references.labels, references.order, rows, label, false)),
+          static_cast<int>(class_bound(references.labels, references.order, rows, label, true))};
+}
+
+// The position of a reference, -1 for one that does not exist. Equal labels are in the order of
+// their rows, as their sort is stable.
+template <class T>
+__device__ inline int position_of(const LabelledRows<T>& references, int64_t row) {
+  if (row < 0 || row >= references.rows.rows) {
+    return -1;
+  }
+  const ClassSpan own = class_of(references, references.labels[row]);
+  int low = own.begin;
+  int high = own.end;
+  while (low < high) {
+    const int middle = low + (high - low) / 2;
+    if (references.order[middle] < row) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+template <class T>
+__global__ void class_ranges_kernel(LabelledRows<T> x, LabelledRows<T> references,
+                                    ClassRanges ranges) {
+  for (int64_t p = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; p < x.rows.rows;
+       p += int64_t{gridDim.x} * blockDim.x) {
+    const ClassSpan own = class_of(references, x.label(p));
+    ranges.begin[p] = own.begin;
+    ranges.end[p] = own.end;
+  }
+}
 
 // Of anchors by their place in a tile, -1 past the last; the same in every lane.
 __device__ inline ClassSpan class_span(const ClassRanges& ranges, const int* anchors) {

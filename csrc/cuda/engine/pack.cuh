@@ -40,6 +40,35 @@ struct PackScale {
   RowNumbers greatest;  // over all references
 };
 
+// Rows around centres of their own, so that each group is as precise as if it were alone. A group
+// is a class; its numbers are at the position where it begins among the references.
+struct PackGroups {
+  const int32_t* begin;  // by position of the rows: where its group begins; past the end: nowhere
+  float* centre;         // (references, columns)
+  RowNumbers* greatest;  // over the group's references
+};
+
+// Around what rows are packed, and whether anybody wants them: null for yes, or a number on the
+// device.
+struct PackCentre {
+  const double* common;  // one for all rows; null where there are groups
+  PackGroups groups;
+  int64_t references;
+  int64_t columns;
+  const int32_t* wanted;
+
+  __device__ bool is_wanted() const { return wanted == nullptr || *wanted > 0; }
+  __device__ int64_t group(int64_t position) const { return groups.begin[position]; }
+
+  __device__ double at(int64_t position, int64_t k) const {
+    if (common != nullptr) {
+      return common[k];
+    }
+    const int64_t begin = group(position);
+    return begin < references ? groups.centre[begin * columns + k] : 0.0;
+  }
+};
+
 struct PackedRows {
   const Half* high;  // (padded rows, padded columns)
   const Half* low;
@@ -98,15 +127,18 @@ static __global__ void centre_kernel(const double* sums, int64_t rows, int64_t c
 
 // The exponent of the greatest centred element of the finite rows; a warp a row.
 template <class T>
-__global__ void exponent_kernel(Rows<T> rows, const double* centre, PackScale* scale) {
+__global__ void exponent_kernel(Rows<T> rows, const int64_t* order, PackCentre centre,
+                                PackScale* scale) {
   const int lane = threadIdx.x % 32;
+  const int64_t positions = centre.is_wanted() ? rows.rows : 0;
   int exponent = INT_MIN;
-  for (int64_t row = int64_t{blockIdx.x} * kPackWarps + threadIdx.x / 32; row < rows.rows;
-       row += int64_t{gridDim.x} * kPackWarps) {
+  for (int64_t position = int64_t{blockIdx.x} * kPackWarps + threadIdx.x / 32; position < positions;
+       position += int64_t{gridDim.x} * kPackWarps) {
+    const int64_t row = order[position];
     double greatest = 0.0;
     bool is_finite = true;
     for (int64_t k = lane; k < rows.columns; k += 32) {
-      const double value = fabs(element(rows, row, k) - centre[k]);
+      const double value = fabs(element(rows, row, k) - centre.at(position, k));
       is_finite = is_finite && value - value == 0.0;
       greatest = value > greatest ? value : greatest;
     }
@@ -125,7 +157,7 @@ template <class T>
 struct PackArguments {
   Rows<T> rows;
   const int64_t* order;
-  const double* centre;
+  PackCentre centre;
   PackScale* scale;
   Metric metric;
   bool are_references;
@@ -209,7 +241,7 @@ __device__ inline RowSums pack_row(const PackArguments<T>& a, int64_t position, 
   for (int64_t first = 0; first < padded; first += 32) {
     const int64_t k = first + lane;
     const bool exists = row >= 0 && k < a.rows.columns;
-    const double given = exists ? element(a.rows, row, k) - a.centre[k] : 0.0;
+    const double given = exists ? element(a.rows, row, k) - a.centre.at(position, k) : 0.0;
     sums.is_finite = sums.is_finite && given - given == 0.0;
     sums.has_nan = sums.has_nan || given != given;
     const double value = given * factor;
@@ -249,6 +281,9 @@ __device__ inline void clear_row(const PackArguments<T>& a, int64_t position, in
 template <class T>
 __global__ void pack_kernel(PackArguments<T> a, int64_t padded_rows, int64_t padded_columns) {
   const int lane = threadIdx.x % 32;
+  if (!a.centre.is_wanted()) {
+    return;
+  }
   RowNumbers greatest = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
   bool has_infinite = false;
   for (int64_t position = int64_t{blockIdx.x} * kPackWarps + threadIdx.x / 32;
@@ -276,6 +311,9 @@ __global__ void pack_kernel(PackArguments<T> a, int64_t padded_rows, int64_t pad
       a.numbers[position] = numbers;
     }
     raise(greatest, numbers);
+    if (lane == 0 && a.are_references && a.centre.common == nullptr && row >= 0) {
+      raise_together(a.centre.groups.greatest[a.centre.group(position)], numbers);
+    }
   }
   if (lane == 0 && a.are_references) {
     raise_together(a.scale->greatest, greatest);
@@ -313,7 +351,7 @@ struct PackMemory {
 };
 
 template <class T>
-PackedRows launch_pack(const Rows<T>& rows, const int64_t* order, const double* centre,
+PackedRows launch_pack(const Rows<T>& rows, const int64_t* order, const PackCentre& centre,
                        PackScale* scale, Metric metric, bool are_references,
                        const PackMemory& memory, cudaStream_t stream) {
   const PackArguments<T> arguments{rows,        order,          centre,      scale,
@@ -356,34 +394,48 @@ struct PackPairMemory {
   }
 };
 
+// Packs both operands around what is centred already. The centre of y is that of x, but for where
+// the groups of its rows begin.
+template <class T>
+PackedPair launch_pack_centred(const Rows<T>& x, const int64_t* order, const PackCentre& x_centre,
+                               const Rows<T>& references, const int64_t* reference_order,
+                               const PackCentre& y_centre, bool within_batch, Metric metric,
+                               const PackPairMemory& memory, cudaStream_t stream) {
+  PackScale* const scale = memory.scale;
+  // Few blocks: each raises one number for all of its rows.
+  const unsigned blocks = grid_for(kWantedItems);
+  DMLFAST_LAUNCH((exponent_kernel<T>), dim3{blocks}, kPackThreads, stream, references,
+                 reference_order, y_centre, scale);
+  if (!within_batch) {
+    DMLFAST_LAUNCH((exponent_kernel<T>), dim3{blocks}, kPackThreads, stream, x, order, x_centre,
+                   scale);
+  }
+  PackedPair pair{};
+  pair.scale = scale;
+  pair.y =
+      launch_pack(references, reference_order, y_centre, scale, metric, true, memory.y, stream);
+  pair.x = within_batch ? pair.y
+                        : launch_pack(x, order, x_centre, scale, metric, false, memory.x, stream);
+  return pair;
+}
+
+// Packs both operands around the centre of all references.
 template <class T>
 PackedPair launch_pack_pair(const Rows<T>& x, const int64_t* order, const Rows<T>& references,
                             const int64_t* reference_order, bool within_batch, Metric metric,
                             const PackPairMemory& memory, cudaStream_t stream) {
   const int64_t columns = references.columns;
-  double* const sums = memory.sums;
-  double* const centre = memory.centre;
-  PackScale* const scale = memory.scale;
   const bool has_centre = sums_differences(metric) && references.rows > 0;
   if (has_centre) {
     DMLFAST_LAUNCH((column_sums_kernel<T>), dim3{grid_for(kCentreChunks)}, 128, stream, references,
-                   sums);
+                   memory.sums);
   }
-  DMLFAST_LAUNCH(centre_kernel, dim3{grid_for((columns + 127) / 128)}, 128, stream, sums,
-                 references.rows, columns, has_centre, centre, scale);
-  // Few blocks: each raises one number for all of its rows.
-  const unsigned blocks = grid_for(kWantedItems);
-  DMLFAST_LAUNCH((exponent_kernel<T>), dim3{blocks}, kPackThreads, stream, references, centre,
-                 scale);
-  if (!within_batch) {
-    DMLFAST_LAUNCH((exponent_kernel<T>), dim3{blocks}, kPackThreads, stream, x, centre, scale);
-  }
-  PackedPair pair{};
-  pair.scale = scale;
-  pair.y = launch_pack(references, reference_order, centre, scale, metric, true, memory.y, stream);
-  pair.x =
-      within_batch ? pair.y : launch_pack(x, order, centre, scale, metric, false, memory.x, stream);
-  return pair;
+  DMLFAST_LAUNCH(centre_kernel, dim3{grid_for((columns + 127) / 128)}, 128, stream, memory.sums,
+                 references.rows, columns, has_centre, memory.centre, memory.scale);
+  PackCentre centre{};
+  centre.common = memory.centre;
+  return launch_pack_centred(x, order, centre, references, reference_order, centre, within_batch,
+                             metric, memory, stream);
 }
 
 }  // namespace dmlfast::cuda

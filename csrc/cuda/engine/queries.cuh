@@ -20,4 +20,13 @@ struct Queries {
   __device__ int query(int place) const { return list == nullptr ? place : list[place]; }
 };
 
+inline Queries all_queries(int64_t slots) { return {nullptr, nullptr, static_cast<int>(slots)}; }
+
+// Blocks for queries of which each serves so many at once. A list is often short or empty: blocks
+// that only find that out cost time, too.
+inline unsigned blocks_for(const Queries& queries, int queries_per_block) {
+  const int64_t blocks = (int64_t{queries.most} + queries_per_block - 1) / queries_per_block;
+  return grid_for(queries.list != nullptr && blocks > kWantedItems ? kWantedItems : blocks);
+}
+
 }  // namespace dmlfast::cuda
