@@ -42,8 +42,10 @@ def select(selection, x, labels, metric):
 @pytest.mark.parametrize("selection", SELECTIONS)
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("kind", DATA)
-def test_selections_are_those_of_the_cpu(selection, metric, kind):
-    x, labels = make(kind, 301, 17, 9)
+# Few pairs, which are all compared, and more, among which candidates are searched.
+@pytest.mark.parametrize("rows", [301, 1101])
+def test_selections_are_those_of_the_cpu(selection, metric, kind, rows):
+    x, labels = make(kind, rows, 17, 9)
     expected = select(selection, x, labels, metric)
     found = select(selection, x.cuda(), labels.cuda(), metric)
     assert torch.equal(found[1], expected[1])

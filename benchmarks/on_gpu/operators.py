@@ -24,8 +24,9 @@ __all__ = ["CALLS", "Call", "results", "served_by_kernels"]
 # Rows and labels of a batch, its references and their labels; what the function returns.
 Call = Callable[[Tensor, Tensor, Tensor, Tensor], Any]
 
-# Rows, dimensions: below, at and above the edges of tiles and vectors, and one of everything.
-SIZES = ((1, 1), (2, 3), (65, 17), (129, 33), (258, 130))
+# Rows, dimensions: below, at and above the edges of tiles and vectors, one of everything, and
+# pairs enough that selections search for candidates first.
+SIZES = ((1, 1), (2, 3), (65, 17), (129, 33), (258, 130), (1031, 20))
 PROBLEMS = [(size, torch.float32) for size in SIZES] + [
     ((65, 17), dtype) for dtype in (torch.float16, torch.bfloat16, torch.float64)
 ]
