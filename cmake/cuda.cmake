@@ -40,7 +40,10 @@ set(cuda_sources
   csrc/cuda/engine/window.cu
   csrc/cuda/neighbors.cpp
   csrc/cuda/neighbors_gradient.cu
-  csrc/cuda/neighbors_select.cu)
+  csrc/cuda/neighbors_select.cu
+  csrc/cuda/pairwise.cpp
+  csrc/cuda/pairwise.cu
+  csrc/cuda/pairwise_gradient.cu)
 
 if(DMLFAST_TORCH_CUDA)
   add_library(_C_cuda MODULE ${cuda_sources})

@@ -1,5 +1,6 @@
 // Every operator of dmlfast: the table of contents. x is (N, d), references (M, d); labels and
-// orders are int64, an order being the stable permutation that sorts the labels.
+// orders are int64, an order being the stable permutation that sorts the labels. fast allows what
+// torch.set_float32_matmul_precision("high") does: products of less than float32; on CUDA alone.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(dmlfast, m) {
@@ -69,18 +70,18 @@ STABLE_TORCH_LIBRARY(dmlfast, m) {
   // pairwise: all distances, (N, M). Without references the batch is its own, also below: then
   // grad_x is the whole gradient and grad_references has no rows. A pair with a row that is not
   // finite has distance NaN, and gradient NaN to both rows unless its upstream gradient is 0.
-  m.def("pairwise_distance(Tensor x, Tensor? references, str metric) -> Tensor");
+  m.def("pairwise_distance(Tensor x, Tensor? references, str metric, bool fast) -> Tensor");
   m.def(
       "pairwise_distance_backward(Tensor grad, Tensor distance, Tensor x, Tensor? references, "
-      "str metric) -> (Tensor grad_x, Tensor grad_references)");
+      "str metric, bool fast) -> (Tensor grad_x, Tensor grad_references)");
   // pairwise: per anchor the float64 sums of D - centre and of its square over the references
   // without self, which within a batch is the anchor's own row. centre is (1,) float64.
   m.def(
       "pairwise_moments(Tensor x, Tensor? references, Tensor? self_index, Tensor centre, "
-      "str metric) -> (Tensor first, Tensor second)");
+      "str metric, bool fast) -> (Tensor first, Tensor second)");
   // Gradients of the sums for (N,) upstream gradients; recomputes the pairs.
   m.def(
       "pairwise_moments_backward(Tensor grad_first, Tensor grad_second, Tensor x, "
-      "Tensor? references, Tensor? self_index, Tensor centre, str metric) "
+      "Tensor? references, Tensor? self_index, Tensor centre, str metric, bool fast) "
       "-> (Tensor grad_x, Tensor grad_references)");
 }

@@ -73,7 +73,7 @@ _KERNELS = {
     "neighbors_sample": ("cpu", "meta"),
     "neighbors_top": ("cpu", "meta"),
     "contrast": ("cpu", "meta"),
-    "pairwise": ("cpu", "meta"),
+    "pairwise": ("cpu", "cuda", "meta"),
 }
 
 _warned: set[tuple[str, str]] = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,8 +16,9 @@ COMPILER = shutil.which("c++")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 
 
+@functools.cache
 def build(family: str, folder: Path) -> Path:
-    """The program of tests/cuda_emulation/<family>.cpp."""
+    """The program of tests/cuda_emulation/<family>.cpp, built once in a folder."""
     path = folder / family
     subprocess.run(
         [

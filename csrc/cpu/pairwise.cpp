@@ -113,7 +113,7 @@ class Gradients {
   std::optional<GradientMatrix> y_;
 };
 
-Tensor pairwise_distance(Tensor x, std::optional<Tensor> references, std::string metric) {
+Tensor pairwise_distance(Tensor x, std::optional<Tensor> references, std::string metric, bool) {
   check_rows(x, references);
   const Rows rows(x, references, nullptr, false, metric);
   const WalkPair& pair = rows.pair();
@@ -136,7 +136,7 @@ Tensor pairwise_distance(Tensor x, std::optional<Tensor> references, std::string
 
 std::tuple<Tensor, Tensor> pairwise_distance_backward(Tensor grad, Tensor distance, Tensor x,
                                                       std::optional<Tensor> references,
-                                                      std::string metric) {
+                                                      std::string metric, bool) {
   check_rows(x, references);
   const int64_t columns = references ? references->size(0) : x.size(0);
   check_array("distance", distance, x.size(0) * columns, ScalarType::Float, x);
@@ -281,7 +281,7 @@ void check_moments(const Tensor& x, const std::optional<Tensor>& references,
 
 std::tuple<Tensor, Tensor> pairwise_moments(Tensor x, std::optional<Tensor> references,
                                             std::optional<Tensor> self_index, Tensor centre,
-                                            std::string metric) {
+                                            std::string metric, bool) {
   check_moments(x, references, self_index, centre);
   Tensor first = torch::stable::new_empty(x, {x.size(0)}, ScalarType::Double);
   Tensor second = torch::stable::new_empty(x, {x.size(0)}, ScalarType::Double);
@@ -294,7 +294,7 @@ std::tuple<Tensor, Tensor> pairwise_moments(Tensor x, std::optional<Tensor> refe
 std::tuple<Tensor, Tensor> pairwise_moments_backward(Tensor grad_first, Tensor grad_second,
                                                      Tensor x, std::optional<Tensor> references,
                                                      std::optional<Tensor> self_index,
-                                                     Tensor centre, std::string metric) {
+                                                     Tensor centre, std::string metric, bool) {
   check_moments(x, references, self_index, centre);
   for (const Tensor* grad : {&grad_first, &grad_second}) {
     STD_TORCH_CHECK(grad->dim() == 1 && grad->size(0) == x.size(0),

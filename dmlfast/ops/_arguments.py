@@ -54,6 +54,15 @@ class Pairs(NamedTuple):
         return order, torch.argsort(self.reference_labels, stable=True)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def allows_fast_products() -> bool:
+    """Whether float32 products may be rounded as `torch.set_float32_matmul_precision` allows.
+
+    A compiled function takes it for a constant, and is compiled again when it changes.
+    """
+    return torch.get_float32_matmul_precision() != "highest"
+
+
 def distance_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which distances between rows of `x` are returned."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32

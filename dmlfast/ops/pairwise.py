@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dmlfast.ops._arguments import (
     METRICS,
+    allows_fast_products,
     check_embeddings,
     check_flag,
     check_integers,
@@ -72,7 +73,8 @@ def pairwise_distance(
     rows = check_embeddings("x", x)
     others = None if references is None else check_references("references", references, "x", rows)
     check_option("metric", metric, METRICS)
-    result: Tensor = _namespace(rows).pairwise_distance(rows, others, metric)
+    fast = allows_fast_products()
+    result: Tensor = _namespace(rows).pairwise_distance(rows, others, metric, fast)
     return result
 
 
@@ -123,7 +125,9 @@ def distance_statistics(
             "left out, got True"
         )
     centre = _centre(rows, others, metric)
-    first, second = _namespace(rows).pairwise_moments(rows, others, own_index, centre, metric)
+    first, second = _namespace(rows).pairwise_moments(
+        rows, others, own_index, centre, metric, allows_fast_products()
+    )
     count = _number_of_pairs(rows, others, own_index)
     if include_self:
         offset = _distance_to_self(rows, metric) - centre
@@ -213,18 +217,23 @@ def _namespace(x: Tensor) -> Any:
     return reference_operators() if x.dtype == torch.float64 else operators("pairwise", x.device)
 
 
-def _reference_distance(x: Tensor, references: Tensor | None, metric: str) -> Tensor:
+def _reference_distance(x: Tensor, references: Tensor | None, metric: str, fast: bool) -> Tensor:
     return reference.distance(x, references, metric=metric)
 
 
 def _reference_distance_backward(
-    grad: Tensor, distance: Tensor, x: Tensor, references: Tensor | None, metric: str
+    grad: Tensor, distance: Tensor, x: Tensor, references: Tensor | None, metric: str, fast: bool
 ) -> tuple[Tensor, Tensor]:
     return reference.distance_backward(grad, distance, x, references, metric=metric)
 
 
 def _reference_moments(
-    x: Tensor, references: Tensor | None, self_index: Tensor | None, centre: Tensor, metric: str
+    x: Tensor,
+    references: Tensor | None,
+    self_index: Tensor | None,
+    centre: Tensor,
+    metric: str,
+    fast: bool,
 ) -> tuple[Tensor, Tensor]:
     return reference.moments(x, references, self_index, centre, metric=metric)
 
@@ -237,19 +246,20 @@ def _reference_moments_backward(
     self_index: Tensor | None,
     centre: Tensor,
     metric: str,
+    fast: bool,
 ) -> tuple[Tensor, Tensor]:
     return reference.moments_backward(
         grad_first, grad_second, x, references, self_index, centre, metric=metric
     )
 
 
-def _fake_distance(x: Tensor, references: Tensor | None, metric: str) -> Tensor:
+def _fake_distance(x: Tensor, references: Tensor | None, metric: str, fast: bool) -> Tensor:
     columns = (x if references is None else references).shape[0]
     return x.new_empty((x.shape[0], columns), dtype=distance_dtype(x))
 
 
 def _fake_distance_backward(
-    grad: Tensor, distance: Tensor, x: Tensor, references: Tensor | None, metric: str
+    grad: Tensor, distance: Tensor, x: Tensor, references: Tensor | None, metric: str, fast: bool
 ) -> tuple[Tensor, Tensor]:
     return _fake_gradients(x, references)
 
@@ -273,20 +283,20 @@ def _fake_gradients(x: Tensor, references: Tensor | None) -> tuple[Tensor, Tenso
 
 
 def _save_distance(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, references, ctx.metric = inputs
+    x, references, ctx.metric, ctx.fast = inputs
     ctx.save_for_backward(output, x, references)
 
 
 def _distance_backward(operators: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     distance, x, references = ctx.saved_tensors
     grad_x, grad_references = operators.pairwise_distance_backward(
-        grad, distance, x, references, ctx.metric
+        grad, distance, x, references, ctx.metric, ctx.fast
     )
-    return grad_x, None if references is None else grad_references, None
+    return grad_x, None if references is None else grad_references, None, None
 
 
 def _save_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.metric = inputs
+    *tensors, ctx.metric, ctx.fast = inputs
     ctx.save_for_backward(*tensors)
 
 
@@ -295,9 +305,9 @@ def _moments_backward(
 ) -> tuple[Tensor | None, ...]:
     x, references, self_index, centre = ctx.saved_tensors
     grad_x, grad_references = operators.pairwise_moments_backward(
-        grad_first, grad_second, x, references, self_index, centre, ctx.metric
+        grad_first, grad_second, x, references, self_index, centre, ctx.metric, ctx.fast
     )
-    return grad_x, None if references is None else grad_references, None, None, None
+    return grad_x, None if references is None else grad_references, None, None, None, None
 
 
 register(

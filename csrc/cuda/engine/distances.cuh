@@ -68,6 +68,8 @@ __device__ inline double unit_of(Metric metric, const PackScale* scale) {
 // Of one thread. Lanes of a warp call the functions together.
 class Distances {
  public:
+  Distances() = default;
+
   __device__ Distances(const DistanceTask& task, const BlockRows& rows)
       : rows_(&rows), unit_(static_cast<float>(unit_of(task.metric, task.scale))) {
 #pragma unroll
@@ -149,9 +151,9 @@ class Distances {
       for (int slot = 0; slot < Fragment::kRows; ++slot) {
         float& value = fragment.value[slot][j];
         const float product = value * unit_ * unit_;
-        value = is_pair(slot, norm_[slot] + norm, tile.column(j))
-                    ? (is_cosine ? 1.0f - product : -product)
-                    : NAN;
+        // A cosine is at most 1, but for rounding.
+        const float distance = !is_cosine ? -product : product < 1.0f ? 1.0f - product : 0.0f;
+        value = is_pair(slot, norm_[slot] + norm, tile.column(j)) ? distance : NAN;
       }
     }
   }

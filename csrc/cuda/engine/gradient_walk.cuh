@@ -18,11 +18,18 @@ namespace dmlfast::cuda {
 
 constexpr int kGradientColumns = kTileColumns;
 
+// What Euclidean distances are multiplied by to be those of the packed rows.
+__device__ inline float inverse_unit_of(const DistanceTask& task) {
+  return static_cast<float>(1.0 / unit_of(task.metric, task.scale));
+}
+
 // From the derivative by a distance to the weight of the difference of the rows, or of the other
-// row where distances are products. Nothing for a pair that does not exist, or at distance 0.
-__device__ inline float weight_of(Metric metric, float derivative, float distance) {
+// row where distances are products. Nothing for a pair that does not exist, or at distance 0. Under
+// the root of a square that of the packed rows, so that tiny and huge rows leave no range.
+__device__ inline float weight_of(Metric metric, float derivative, float distance,
+                                  float inverse_unit) {
   if (metric == Metric::euclidean) {
-    return distance > 0.0f ? divide(derivative, distance) : 0.0f;
+    return distance > 0.0f ? divide(derivative, distance * inverse_unit) : 0.0f;
   }
   const float weight = metric == Metric::sqeuclidean ? 2.0f * derivative : derivative;
   return distance == distance ? weight : 0.0f;
@@ -387,9 +394,12 @@ static __global__ void gradient_rows_kernel(GradientResult result) {
       const double sum = sum_of_parts(task.sums.rows, padded, k);
       double gradient = -unit * sum;
       if (sums_differences(distances.metric)) {
-        gradient = unit * (weight * packed(k) - sum);
+        // Euclidean weights are of packed rows.
+        const double factor = distances.metric == Metric::euclidean ? 1.0 : unit;
+        gradient = factor * (weight * packed(k) - sum);
       } else if (distances.metric == Metric::cosine) {
-        gradient = length == 0.0 ? 0.0 : (along * unit * packed(k) - unit * sum) / length;
+        const bool has_direction = length > 0.0 && length < INFINITY;
+        gradient = has_direction ? (along * unit * packed(k) - unit * sum) / length : 0.0;
       }
       store_element(result.gradient, row, k, is_lost ? NAN : gradient);
     }

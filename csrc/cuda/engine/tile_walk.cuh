@@ -254,8 +254,10 @@ __device__ inline WalkItem walk_item(const WalkTask& task, const Split& split, i
   return {{first, queries, anchors}, begin, min(begin + split.tiles_per_part, task.y.tiles())};
 }
 
+// One block at least: the compiler would rather spill a few registers than need more than two
+// blocks can have.
 template <class Policy, Precision kPrecision>
-__global__ void __launch_bounds__(kTileThreads) walk_kernel(WalkTask task, Policy policy) {
+__global__ void __launch_bounds__(kTileThreads, 1) walk_kernel(WalkTask task, Policy policy) {
   DMLFAST_SHARED_MEMORY(memory);
   __shared__ int queries[kTileRows];
   __shared__ int anchors[kTileRows];
