@@ -34,8 +34,8 @@ struct NearPairs {
 template <class Serve>
 __device__ inline void for_each_near(int slot, uint32_t near, float (&values)[Fragment::kColumns],
                                      const Serve& serve) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int first_row = static_cast<int>(threadIdx.x) / 32 * 16 + 8 * slot;
+  const int lane = lane_number();
+  const int first_row = warp_number() * 16 + 8 * slot;
   for (unsigned lanes = __ballot_sync(kAllLanes, near != 0); lanes != 0;
        lanes = __ballot_sync(kAllLanes, near != 0)) {
     const int owner = __ffs(static_cast<int>(lanes)) - 1;
@@ -94,6 +94,7 @@ class Distances {
       convert_products(task, tile, fragment);
       return;
     }
+    const bool has_root = task.metric == Metric::euclidean;
 #pragma unroll
     for (int j = 0; j < Fragment::kColumns; ++j) {
       const float norm = tile.value(0, j);
@@ -101,13 +102,14 @@ class Distances {
       for (int slot = 0; slot < Fragment::kRows; ++slot) {
         float& value = fragment.value[slot][j];
         const float norms = norm_[slot] + norm;
-        value = multiply_add(-2.0f, value, norms);
+        const float square = multiply_add(-2.0f, value, norms);
         const bool exists = is_pair(slot, norms, tile.column(j));
-        near.columns[slot] |= exists && value < kNear * norms ? 1u << j : 0u;
-        value = exists ? value : NAN;
+        near.columns[slot] |= exists && square < kNear * norms ? 1u << j : 0u;
+        const float distance = to_units(has_root, square < 0.0f ? 0.0f : square);
+        value = exists ? distance : NAN;
       }
+      keep_order(j);
     }
-    to_units(task, fragment);
 #pragma unroll
     for (int slot = 0; slot < Fragment::kRows; ++slot) {
       repair(task, tile, slot, near.columns[slot], fragment.value[slot]);
@@ -120,16 +122,18 @@ class Distances {
     if (!sums_differences(task.metric)) {
       return;
     }
+    const float inverse_unit = 1.0f / unit_;
     const bool has_root = task.metric == Metric::euclidean;
 #pragma unroll
     for (int j = 0; j < Fragment::kColumns; ++j) {
 #pragma unroll
       for (int slot = 0; slot < Fragment::kRows; ++slot) {
-        const float scaled = fragment.value[slot][j] / unit_;
-        const float square = has_root ? scaled * scaled : scaled / unit_;
+        const float scaled = fragment.value[slot][j] * inverse_unit;
+        const float square = has_root ? scaled * scaled : scaled * inverse_unit;
         const float limit = kNear * (norm_[slot] + tile.value(0, j));
         near.columns[slot] |= square < limit ? 1u << j : 0u;
       }
+      keep_order(j);
     }
   }
 
@@ -155,20 +159,19 @@ class Distances {
         const float distance = !is_cosine ? -product : product < 1.0f ? 1.0f - product : 0.0f;
         value = is_pair(slot, norm_[slot] + norm, tile.column(j)) ? distance : NAN;
       }
+      keep_order(j);
     }
   }
 
-  // Squared distances of scaled rows become distances.
-  __device__ void to_units(const DistanceTask& task, Fragment& fragment) const {
-    const bool has_root = task.metric == Metric::euclidean;
-#pragma unroll
-    for (int j = 0; j < Fragment::kColumns; ++j) {
-#pragma unroll
-      for (int slot = 0; slot < Fragment::kRows; ++slot) {
-        float& value = fragment.value[slot][j];
-        value = value < 0.0f ? 0.0f : value;
-        value = has_root ? square_root(value) * unit_ : value * unit_ * unit_;
-      }
+  // From the squared distance of scaled rows.
+  __device__ float to_units(bool has_root, float square) const {
+    return has_root ? square_root(square) * unit_ : square * unit_ * unit_;
+  }
+
+  // Keeps the compiler from having what it computes of all columns in registers at once.
+  __device__ static void keep_order(int j) {
+    if (j % 4 == 3) {
+      __syncwarp();
     }
   }
 
@@ -182,7 +185,7 @@ class Distances {
 
   // Both rows exist, as near pairs do.
   __device__ static float direct_distance(const DistanceTask& task, int anchor, int column) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int lane = lane_number();
     const int64_t x = task.x_order[anchor];
     const int64_t y = task.y_order[column];
     double squares = 0.0;

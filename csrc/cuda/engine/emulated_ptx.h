@@ -19,8 +19,10 @@ inline uint32_t pack_halves(float first, float second) {
 
 inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
 
-inline float divide(float a, float b) { return a / b; }
+inline float divide(float a, float b) { return a / std::fmax(b, 0x1p-126f); }
 inline float square_root(float value) { return std::sqrt(value); }
+
+inline unsigned thread_anew() { return threadIdx.x; }
 
 inline void copy_async(void* to, const void* from, bool exists) {
   if (reinterpret_cast<uintptr_t>(to) % 16 != 0 ||

@@ -103,44 +103,49 @@ __device__ inline void pack_weights(const Fragment& weights, WeightOperands<kPre
   }
 }
 
-// The operands of 16 columns of y (from chunk on), 16 of the tile's columns deep.
-__device__ inline void load_depth(uint32_t (&to)[4], unsigned char* slab, int first, int chunk) {
-  const int lane = threadIdx.x % 32;
-  load_matrices_transposed(to, chunk_at(slab, first + lane % 16, chunk + lane / 16));
+// Where this lane reads the operands of 16 columns of y, from `chunk` on, the tile's first 16
+// columns deep. Those of the columns after them lie whole lines further on.
+__device__ inline unsigned char* depth_at(unsigned char* slab, int chunk) {
+  const int lane = static_cast<int>(thread_anew() % 32);
+  return chunk_at(slab, lane % 16, chunk + lane / 16);
+}
+
+// Adds the products of 16 rows and two times 8 columns.
+__device__ inline void add_products(float (&d)[2][4], const uint32_t (&a)[4],
+                                    const uint32_t (&b)[4]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float (&sum)[4] = d[half];
+    multiply_matrices(sum[0], sum[1], sum[2], sum[3], a, b[2 * half], b[2 * half + 1]);
+  }
 }
 
 // Adds the weighted sum of one slab of y to its columns of the gradient.
 template <Precision kPrecision>
-__device__ inline void add_weighted(const WeightOperands<kPrecision>& weights, unsigned char* y,
-                                    float (&low_row)[kSlabColumns<kPrecision> / 4],
-                                    float (&high_row)[kSlabColumns<kPrecision> / 4]) {
+__device__ inline void add_weighted_slab(const WeightOperands<kPrecision>& weights,
+                                         unsigned char* y,
+                                         float (&low_row)[kSlabColumns<kPrecision> / 4],
+                                         float (&high_row)[kSlabColumns<kPrecision> / 4]) {
 #pragma unroll
   for (int n = 0; n < kSlabColumns<kPrecision> / 16; ++n) {
     float d[2][4] = {};
+    const unsigned char* const high_columns = depth_at(y, 2 * n);
+    const unsigned char* const low_columns = depth_at(y, 4 + 2 * n);
 #pragma unroll
     for (int k = 0; k < WeightOperands<kPrecision>::kSteps; ++k) {
       uint32_t b[4];
-      load_depth(b, y, 16 * k, 2 * n);
       if constexpr (kPrecision == Precision::split) {
-        uint32_t b_low[4];
-        load_depth(b_low, y, 16 * k, 4 + 2 * n);
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          float (&sum)[4] = d[half];
-          multiply_matrices(sum[0], sum[1], sum[2], sum[3], weights.low[k], b[2 * half],
-                            b[2 * half + 1]);
-          multiply_matrices(sum[0], sum[1], sum[2], sum[3], weights.high[k], b_low[2 * half],
-                            b_low[2 * half + 1]);
-        }
+        load_matrices_transposed(b, low_columns + 16 * k * kSlabLine);
+        add_products(d, weights.high[k], b);
+        __syncwarp();
       }
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float (&sum)[4] = d[half];
-        multiply_matrices(sum[0], sum[1], sum[2], sum[3], weights.high[k], b[2 * half],
-                          b[2 * half + 1]);
+      load_matrices_transposed(b, high_columns + 16 * k * kSlabLine);
+      if constexpr (kPrecision == Precision::split) {
+        add_products(d, weights.low[k], b);
       }
+      add_products(d, weights.high[k], b);
       // Keeps the compiler from having the operands of all steps in registers at once.
-      if (k % 2 == 1) {
+      if (kPrecision == Precision::split || k % 2 == 1) {
         __syncwarp();
       }
     }
@@ -155,6 +160,52 @@ __device__ inline void add_weighted(const WeightOperands<kPrecision>& weights, u
   }
 }
 
+// The same, as group products. Split, the columns of a slab are its high and its low halves.
+template <Precision kPrecision>
+__device__ inline void add_weighted_group(const WeightOperands<kPrecision>& weights,
+                                          unsigned char* y,
+                                          float (&low_row)[kSlabColumns<kPrecision> / 4],
+                                          float (&high_row)[kSlabColumns<kPrecision> / 4]) {
+  constexpr int kColumns = kSlabColumns<kPrecision> / 4;
+  const uint64_t first = matrix_descriptor(y, 16, 8 * (kSlab * 2));
+  float d[Fragment::kRows][kSlab / 4];
+  begin_products();
+#pragma unroll
+  for (int k = 0; k < WeightOperands<kPrecision>::kSteps; ++k) {
+    const uint64_t b = advance(first, k * kStepColumns * (kSlab * 2));
+    if (k == 0) {
+      multiply_group<false>(d, weights.high[k], b);
+    } else {
+      multiply_group<true>(d, weights.high[k], b);
+    }
+    if constexpr (kPrecision == Precision::split) {
+      multiply_group<true>(d, weights.low[k], b);
+    }
+  }
+  end_products();
+  hold_sums(d);
+#pragma unroll
+  for (int j = 0; j < kColumns; ++j) {
+    if constexpr (kPrecision == Precision::split) {
+      d[0][j] += d[0][kColumns + j];
+      d[1][j] += d[1][kColumns + j];
+    }
+    low_row[j] += d[0][j] * weights.unit[0];
+    high_row[j] += d[1][j] * weights.unit[1];
+  }
+}
+
+template <Precision kPrecision>
+__device__ inline void add_weighted(const WeightOperands<kPrecision>& weights, unsigned char* y,
+                                    float (&low_row)[kSlabColumns<kPrecision> / 4],
+                                    float (&high_row)[kSlabColumns<kPrecision> / 4]) {
+  if constexpr (kHasGroupProducts) {
+    add_weighted_group(weights, y, low_row, high_row);
+  } else {
+    add_weighted_slab(weights, y, low_row, high_row);
+  }
+}
+
 // What a thread sums over the tiles: its two rows, 32 of the 128 columns of the gradient.
 template <Precision kPrecision>
 struct GradientState {
@@ -163,25 +214,35 @@ struct GradientState {
   float weights[Fragment::kRows] = {};
 };
 
+// What a block is at. It lies in shared memory: during a walk no registers are left for it.
+struct GradientPlace {
+  unsigned number;
+  int item;
+  int first_column;  // of the gradient
+};
+
+__device__ inline GradientPlace gradient_place(const WalkTask& walk, unsigned number) {
+  const auto chunks = static_cast<unsigned>(gradient_chunks(walk.x.padded_columns));
+  return {number, static_cast<int>(number / chunks),
+          static_cast<int>(number % chunks) * kGradientColumns};
+}
+
 template <class Policy, Precision kPrecision>
 class GradientWalk {
  public:
-  __device__ GradientWalk(const GradientTask& task, const Policy& policy, const WalkItem& item,
-                          int item_number, int chunk)
+  __device__ GradientWalk(const GradientTask& task, const Policy& policy, const BlockRows& rows,
+                          const GradientPlace& place)
       : task_(task),
         policy_(policy),
-        item_(item),
-        distances_(task.distances, item.rows),
-        first_column_(chunk * kGradientColumns),
-        first_row_(int64_t{item_number} * kTileRows) {}
+        rows_(rows),
+        place_(place),
+        distances_(task.distances, rows) {}
 
-  __device__ void run(typename Policy::State& state, unsigned char* memory) {
-    const TileRange wanted = policy_.tiles(item_.rows);
-    const TileRange range{max(wanted.begin, item_.begin), min(wanted.end, item_.end)};
+  __device__ void run(typename Policy::State& state, unsigned char* memory, TileRange range) {
     using State = GradientState<kPrecision>;
-    const SlabWalk<Policy, kPrecision> walk(
-        task_.walk, policy_, item_.rows, memory, range,
-        {State::kSlabs, first_column_ / kSlabColumns<kPrecision>});
+    SlabWalk<Policy, kPrecision> walk(
+        task_.walk, policy_, rows_, memory, range,
+        {State::kSlabs, place_.first_column / kSlabColumns<kPrecision>});
     clear_sums();
     walk.start();
     State sums;
@@ -192,10 +253,10 @@ class GradientWalk {
         Fragment fragment;
         NearPairs near;
         if constexpr (Policy::kMultiplies) {
-          walk.multiply(number, fragment);
+          walk.multiply(fragment);
           distances_.convert(task_.distances, walk.tile(number), fragment, near);
         } else {
-          y = walk.further(number, 0);
+          y = walk.further();
           policy_.load(state, walk.tile(number), fragment);
           distances_.find_near(task_.distances, walk.tile(number), fragment, near);
         }
@@ -207,7 +268,7 @@ class GradientWalk {
 #pragma unroll
       for (int slab = 0; slab < State::kSlabs; ++slab) {
         if (Policy::kMultiplies || slab > 0) {
-          y = walk.further(number, slab);
+          y = walk.further();
         }
         add_weighted(operands, y, sums.rows[slab][0], sums.rows[slab][1]);
       }
@@ -217,21 +278,23 @@ class GradientWalk {
   }
 
  private:
+  __device__ int64_t first_row() const { return int64_t{place_.item} * kTileRows; }
+
   __device__ float* sums_row(int row) const {
-    return task_.sums.rows + (first_row_ + row) * task_.walk.x.padded_columns;
+    return task_.sums.rows + (first_row() + row) * task_.walk.x.padded_columns;
   }
 
   __device__ int columns() const {
-    return min(kGradientColumns, task_.walk.x.padded_columns - first_column_);
+    return min(kGradientColumns, task_.walk.x.padded_columns - place_.first_column);
   }
 
   // Near pairs add to these rows before the end; a warp clears what it alone will touch.
   __device__ void clear_sums() const {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    const int first = static_cast<int>(threadIdx.x) / 32 * 16;
+    const int lane = lane_number();
+    const int first = warp_number() * 16;
     for (int row = first; row < first + 16; ++row) {
       for (int k = lane; k < columns(); k += 32) {
-        sums_row(row)[first_column_ + k] = 0.0f;
+        sums_row(row)[place_.first_column + k] = 0.0f;
       }
     }
     __syncwarp();
@@ -251,13 +314,13 @@ class GradientWalk {
 
   // Adds weight * (y - x), from the values as given, in packed units.
   __device__ void add_difference(int row, int column, float weight) const {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int lane = lane_number();
     const DistanceTask& task = task_.distances;
-    const int64_t x = task.x_order[item_.rows.anchors[row]];
+    const int64_t x = task.x_order[rows_.anchors[row]];
     const int64_t y = task.y_order[column];
     const double scale = weight / unit_of(task.metric, task.scale);
-    const int64_t end = min(int64_t{first_column_} + columns(), task.x_rows.columns);
-    for (int64_t k = first_column_ + lane; k < end; k += 32) {
+    const int64_t end = min(int64_t{place_.first_column} + columns(), task.x_rows.columns);
+    for (int64_t k = place_.first_column + lane; k < end; k += 32) {
       const double difference = element(task.y_rows, y, k) - element(task.x_rows, x, k);
       sums_row(row)[k] += static_cast<float>(scale * difference);
     }
@@ -281,7 +344,7 @@ class GradientWalk {
     __syncwarp();
 #pragma unroll
     for (int slot = 0; slot < Fragment::kRows; ++slot) {
-      float* const row = sums_row(tile_row(slot)) + first_column_;
+      float* const row = sums_row(tile_row(slot)) + place_.first_column;
 #pragma unroll
       for (int slab = 0; slab < GradientState<kPrecision>::kSlabs; ++slab) {
 #pragma unroll
@@ -293,38 +356,45 @@ class GradientWalk {
         }
       }
       const float weight = join_quad(sums.weights[slot], [](float a, float b) { return a + b; });
-      if (first_column_ == 0 && threadIdx.x % 4 == 0) {
-        task_.sums.weights[first_row_ + tile_row(slot)] = weight;
+      if (place_.first_column == 0 && threadIdx.x % 4 == 0) {
+        task_.sums.weights[first_row() + tile_row(slot)] = weight;
       }
     }
   }
 
   const GradientTask& task_;
   const Policy& policy_;
-  const WalkItem& item_;
+  const BlockRows& rows_;
+  const GradientPlace& place_;
   const Distances distances_;
-  const int first_column_;
-  const int64_t first_row_;
 };
 
 template <class Policy, Precision kPrecision>
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, 1)
     gradient_walk_kernel(GradientTask task, Policy policy) {
   DMLFAST_SHARED_MEMORY(memory);
   __shared__ int queries[kTileRows];
   __shared__ int anchors[kTileRows];
+  __shared__ WalkPlan plan;
+  __shared__ GradientPlace place;
   const WalkTask& walk = task.walk;
-  const Split split =
-      split_of(walk.queries.number(), kTileRows, walk.y.tiles(), walk.queries.wanted_items);
-  const int chunks = gradient_chunks(walk.x.padded_columns);
-  for (int number = blockIdx.x; number < split.items() * chunks; number += gridDim.x) {
-    const int item_number = number / chunks;
-    const int chunk = number % chunks;
-    const WalkItem item = walk_item(walk, split, item_number, queries, anchors);
+  if (threadIdx.x == 0) {
+    plan = walk_plan(walk);
+    place = gradient_place(walk, blockIdx.x);
+  }
+  __syncthreads();
+  while (place.item < plan.split.items()) {
+    const WalkItem item = walk_item(walk, plan, place.item, queries, anchors);
+    const TileRange wanted = policy.tiles(item.rows);
+    const TileRange range{max(wanted.begin, item.begin), min(wanted.end, item.end)};
     typename Policy::State state;
     policy.start(state, item.rows);
-    GradientWalk<Policy, kPrecision>(task, policy, item, item_number, chunk).run(state, memory);
-    policy.finish(state, item.rows, item_number, chunk == 0);
+    GradientWalk<Policy, kPrecision>(task, policy, item.rows, place).run(state, memory, range);
+    policy.finish(state, item.rows, place.item, place.first_column == 0);
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      place = gradient_place(walk, place.number + gridDim.x);
+    }
     __syncthreads();
   }
 }
@@ -352,7 +422,7 @@ static __global__ void gradient_rows_kernel(GradientResult result) {
   const GradientTask& task = result.task;
   const DistanceTask& distances = task.distances;
   const WalkTask& walk = task.walk;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int lane = lane_number();
   const Split split =
       split_of(walk.queries.number(), kTileRows, walk.y.tiles(), walk.queries.wanted_items);
   const int padded = walk.x.padded_columns;

@@ -27,13 +27,27 @@ __device__ inline uint32_t pack_halves(float first, float second) {
 
 __device__ inline float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 
-// Correct to two units in the last place, without a slow path; a divisor of 2^126 or more gives 0.
-__device__ inline float divide(float a, float b) { return __fdividef(a, b); }
+// For b > 0; correct to two units in the last place, but as if b were at least 2^-126, and 0 where
+// b is more than 2^126.
+__device__ inline float divide(float a, float b) {
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(inverse) : "f"(fmaxf(b, 0x1p-126f)));
+  return a * inverse;
+}
 
+// 0 for a number below the range of normal ones.
 __device__ inline float square_root(float value) {
   float root;
-  asm("sqrt.approx.f32 %0, %1;\n" : "=f"(root) : "f"(value));
+  asm("sqrt.approx.ftz.f32 %0, %1;\n" : "=f"(root) : "f"(value));
   return root;
+}
+
+// threadIdx.x, of which the compiler keeps nothing in registers: what is computed from it is
+// computed anew.
+__device__ inline unsigned thread_anew() {
+  unsigned thread;
+  asm volatile("mov.u32 %0, %%tid.x;\n" : "=r"(thread));
+  return thread;
 }
 
 __device__ inline uint32_t shared_address(const void* address) {

@@ -21,13 +21,13 @@ struct Fragment {
 
 // Of the calling thread: the row within the tile of one of its two rows.
 __device__ inline int tile_row(int slot) {
-  return static_cast<int>(threadIdx.x) / 32 * 16 + static_cast<int>(threadIdx.x) % 32 / 4 +
-         8 * slot;
+  const unsigned thread = thread_anew();
+  return static_cast<int>(thread / 32 * 16 + thread % 32 / 4) + 8 * slot;
 }
 
 // Of the calling thread: the column within the tile of one of its 32 columns.
 __device__ inline int tile_column(int j) {
-  return j / 2 * 8 + static_cast<int>(threadIdx.x) % 4 * 2 + j % 2;
+  return j / 2 * 8 + static_cast<int>(threadIdx.x % 4 * 2) + j % 2;
 }
 
 // Lanes whose rows are the same: the four of a quad.
@@ -44,7 +44,8 @@ enum class Precision { half, split };
 // Rows of halves lie side by side, 128 bytes each. The 16-byte chunks of a row are permuted, so
 // that eight rows at the same chunk touch all banks; wgmma calls this a swizzle of 128 bytes.
 __device__ inline unsigned char* chunk_at(unsigned char* slab, int row, int chunk) {
-  return slab + row * (kSlab * 2) + ((chunk ^ (row % 8)) << 4);
+  return slab + row * (kSlab * 2) +
+         ((chunk ^ static_cast<int>(static_cast<unsigned>(row) % 8)) << 4);
 }
 
 // Columns of the packed rows that a slab covers.
@@ -61,9 +62,11 @@ __host__ __device__ inline int slabs_of(const PackedRows& rows) {
 template <Precision kPrecision, class PositionOf>
 __device__ inline void load_slab(unsigned char* slab, const PackedRows& rows, int number,
                                  const PositionOf& position_of) {
-  for (int i = threadIdx.x; i < kTileRows * 8; i += kTileThreads) {
-    const int row = i / 8;
-    const int chunk = i % 8;
+  const unsigned thread = thread_anew();
+  const int first_row = static_cast<int>(thread / 8);
+  const int chunk = static_cast<int>(thread % 8);
+#pragma unroll
+  for (int row = first_row; row < first_row + kTileRows; row += kTileThreads / 8) {
     const int position = position_of(row);
     const bool is_low = kPrecision == Precision::split && chunk >= 4;
     const int column = number * kSlabColumns<kPrecision> + (is_low ? chunk - 4 : chunk) * 8;
@@ -76,16 +79,18 @@ __device__ inline void load_slab(unsigned char* slab, const PackedRows& rows, in
 
 // The operand of this warp's 16 rows, 16 columns from `chunk` on.
 __device__ inline void load_rows(uint32_t (&to)[4], unsigned char* slab, int chunk) {
-  const int lane = threadIdx.x % 32;
-  const int row = static_cast<int>(threadIdx.x) / 32 * 16 + lane % 16;
+  const int lane = lane_number();
+  const int row = warp_number() * 16 + lane % 16;
   load_matrices(to, chunk_at(slab, row, chunk + lane / 16));
 }
 
-// The operands of 16 of the tile's columns, 16 columns of the packed rows from `chunk` on.
-__device__ inline void load_columns(uint32_t (&to)[4], unsigned char* slab, int first, int chunk) {
-  const int lane = threadIdx.x % 32;
-  const int row = first + lane % 8 + lane / 16 * 8;
-  load_matrices(to, chunk_at(slab, row, chunk + lane / 8 % 2));
+constexpr int kSlabLine = kSlab * 2;  // bytes
+
+// Where this lane reads the operands of the tile's first 16 columns, 16 columns of the packed rows
+// from `chunk` on. Those of the columns after them lie whole lines further on.
+__device__ inline unsigned char* columns_at(unsigned char* slab, int chunk) {
+  const int lane = lane_number();
+  return chunk_at(slab, lane % 8 + lane / 16 * 8, chunk + lane / 8 % 2);
 }
 
 // Adds the product of two slabs to the tile.
@@ -94,10 +99,11 @@ __device__ inline void multiply_slabs_half(Fragment& tile, unsigned char* x, uns
   for (int k = 0; k < kSlab / kStepColumns; ++k) {
     uint32_t a[4];
     load_rows(a, x, 2 * k);
+    const unsigned char* const columns = columns_at(y, 2 * k);
 #pragma unroll
     for (int n = 0; n < kTileColumns / 16; ++n) {
       uint32_t b[4];
-      load_columns(b, y, 16 * n, 2 * k);
+      load_matrices(b, columns + 16 * n * kSlabLine);
       float* low = &tile.value[0][4 * n];
       float* high = &tile.value[1][4 * n];
       multiply_matrices(low[0], low[1], high[0], high[1], a, b[0], b[1]);
@@ -115,12 +121,14 @@ __device__ inline void multiply_slabs_split(Fragment& tile, unsigned char* x, un
     uint32_t a_low[4];
     load_rows(a_high, x, 2 * k);
     load_rows(a_low, x, 4 + 2 * k);
+    const unsigned char* const high_columns = columns_at(y, 2 * k);
+    const unsigned char* const low_columns = columns_at(y, 4 + 2 * k);
 #pragma unroll
     for (int n = 0; n < kTileColumns / 16; ++n) {
       uint32_t b_high[4];
       uint32_t b_low[4];
-      load_columns(b_high, y, 16 * n, 2 * k);
-      load_columns(b_low, y, 16 * n, 4 + 2 * k);
+      load_matrices(b_high, high_columns + 16 * n * kSlabLine);
+      load_matrices(b_low, low_columns + 16 * n * kSlabLine);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float d[4] = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -146,7 +154,7 @@ __device__ inline uint64_t slab_rows(unsigned char* slab, int first) {
 
 // The rows of the calling thread's four warps.
 __device__ inline uint64_t group_rows(unsigned char* slab) {
-  return slab_rows(slab, static_cast<int>(threadIdx.x) / 128 * 64);
+  return slab_rows(slab, static_cast<int>(threadIdx.x / 128 * 64));
 }
 
 // Both multiplications again, as group products.

@@ -102,7 +102,6 @@ class SlabWalk {
         rows_(rows),
         slabs_(Policy::kMultiplies ? slabs_of<kPrecision>(task.x) : 0),
         further_(further),
-        steps_per_tile_(slabs_ + further.count),
         stages_{memory, slabs_, task.is_resident},
         first_tile_(range.begin),
         tiles_(range.end > range.begin ? range.end - range.begin : 0) {}
@@ -110,14 +109,14 @@ class SlabWalk {
   __device__ int tiles() const { return tiles_; }
 
   // Starts the first copies.
-  __device__ void start() const {
+  __device__ void start() {
     if (task_.is_resident) {
       for (int slab = 0; slab < slabs_; ++slab) {
         load_slab<kPrecision>(stages_.x(0, slab), task_.x, slab, Anchors{rows_.anchors});
       }
     }
-    for (int step = 0; step < task_.stages - 1; ++step) {
-      load(step);
+    for (int stage = 0; stage < task_.stages - 1; ++stage) {
+      load(stage);
     }
   }
 
@@ -127,25 +126,22 @@ class SlabWalk {
     __syncthreads();
   }
 
-  // The products of a tile, after which its column values are at hand.
-  __device__ void multiply(int tile, Fragment& fragment) const {
+  // The products of the next tile, after which its column values are at hand.
+  __device__ void multiply(Fragment& fragment) {
     clear(fragment);
     for (int slab = 0; slab < slabs_; ++slab) {
-      const int stage = arrive(tile * steps_per_tile_ + slab);
+      const int stage = arrive();
       multiply_slabs<kPrecision>(fragment, stages_.x(stage, slab), stages_.y(stage));
     }
   }
 
   // The next of the further slabs of a tile.
-  __device__ unsigned char* further(int tile, int number) const {
-    return stages_.y(arrive(tile * steps_per_tile_ + slabs_ + number));
-  }
+  __device__ unsigned char* further() { return stages_.y(arrive()); }
 
-  // Where the column values are: in the stage of the last product, or else of the first further
-  // slab.
+  // To be asked for after the last product, or where there are none after the first further slab:
+  // the column values came with it.
   __device__ Tile tile(int number) const {
-    const int step = number * steps_per_tile_ + (slabs_ > 0 ? slabs_ - 1 : 0);
-    return {(first_tile_ + number) * kTileColumns, stages_.values(step % task_.stages)};
+    return {(first_tile_ + number) * kTileColumns, stages_.values(before(stage_))};
   }
 
  private:
@@ -168,12 +164,15 @@ class SlabWalk {
     }
   }
 
-  // Makes a step's slabs visible to all threads, starts the copies of a later one, and returns the
-  // stage of the step.
-  __device__ int arrive(int step) const {
+  __device__ int before(int stage) const { return (stage == 0 ? task_.stages : stage) - 1; }
+
+  // Makes the next step's slabs visible to all threads, starts the copies of a later one, and
+  // returns the stage of the step.
+  __device__ int arrive() {
+    const int stage = stage_;
     if (task_.stages == 1) {
       __syncthreads();
-      load(step);
+      load(0);
       wait_copies<0>();
       publish();
       __syncthreads();
@@ -181,9 +180,10 @@ class SlabWalk {
       wait_all_but(task_.stages - 2);
       publish();
       __syncthreads();
-      load(step + task_.stages - 1);
+      load(before(stage));
+      stage_ = stage + 1 == task_.stages ? 0 : stage + 1;
     }
-    return step % task_.stages;
+    return stage;
   }
 
   __device__ static void publish() {
@@ -192,12 +192,11 @@ class SlabWalk {
     }
   }
 
-  // Starts the copies of a step, none past the last; one group in either case.
-  __device__ void load(int step) const {
-    if (step < tiles_ * steps_per_tile_) {
-      const int stage = step % task_.stages;
-      const int slab = step % steps_per_tile_;
-      const int first_column = (first_tile_ + step / steps_per_tile_) * kTileColumns;
+  // Starts the copies of the next step, none past the last; one group in either case.
+  __device__ void load(int stage) {
+    if (next_tile_ < tiles_) {
+      const int slab = next_slab_;
+      const int first_column = (first_tile_ + next_tile_) * kTileColumns;
       const bool is_further = slab >= slabs_;
       load_slab<kPrecision>(stages_.y(stage), task_.y,
                             is_further ? further_.first + slab - slabs_ : slab,
@@ -208,16 +207,25 @@ class SlabWalk {
       if (slab == (slabs_ > 0 ? slabs_ - 1 : 0)) {
         load_values(stages_.values(stage), first_column);
       }
+      const bool is_last = slab + 1 == slabs_ + further_.count;
+      next_slab_ = is_last ? 0 : slab + 1;
+      next_tile_ += is_last ? 1 : 0;
     }
     commit_copies();
   }
 
   __device__ void load_values(float* to, int first_column) const {
-    for (int i = threadIdx.x; i < Policy::kColumnValues * (kTileColumns / 4); i += kTileThreads) {
+    constexpr int kCopies = Policy::kColumnValues * (kTileColumns / 4);
+    constexpr int kRounds = (kCopies + kTileThreads - 1) / kTileThreads;
+    const int thread = static_cast<int>(thread_anew());
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round) {
+      const int i = round * kTileThreads + thread;
       const int which = i / (kTileColumns / 4);
       const int place = i % (kTileColumns / 4) * 4;
-      copy_async(to + which * kTileColumns + place,
-                 policy_.column_values(which) + first_column + place, true);
+      if (i < kCopies) {
+        copy_async(to + 4 * i, policy_.column_values(which) + first_column + place, true);
+      }
     }
   }
 
@@ -226,10 +234,12 @@ class SlabWalk {
   const BlockRows& rows_;
   const int slabs_;
   const FurtherSlabs further_;
-  const int steps_per_tile_;
   const Stages<Policy> stages_;
   const int first_tile_;
   const int tiles_;
+  int stage_ = 0;      // of the next step
+  int next_tile_ = 0;  // to start the copies of
+  int next_slab_ = 0;
 };
 
 // An item of work: a block of queries, and a part of the columns.
@@ -239,19 +249,29 @@ struct WalkItem {
   int end;
 };
 
-// The rows of an item, written to shared memory by all threads.
-__device__ inline WalkItem walk_item(const WalkTask& task, const Split& split, int item,
-                                     int (&queries)[kTileRows], int (&anchors)[kTileRows]) {
+// How the queries of a walk are shared out; how many there are may be known on the device alone.
+struct WalkPlan {
+  int queries;
+  Split split;
+};
+
+__device__ inline WalkPlan walk_plan(const WalkTask& task) {
   const int number = task.queries.number();
-  const int first = item / split.parts * kTileRows;
-  for (int i = threadIdx.x; i < kTileRows; i += kTileThreads) {
-    const int query = first + i < number ? task.queries.query(first + i) : -1;
+  return {number, split_of(number, kTileRows, task.y.tiles(), task.queries.wanted_items)};
+}
+
+// The rows of an item, written to shared memory by all threads.
+__device__ inline WalkItem walk_item(const WalkTask& task, const WalkPlan& plan, int item,
+                                     int (&queries)[kTileRows], int (&anchors)[kTileRows]) {
+  const int first = item / plan.split.parts * kTileRows;
+  if (const int i = static_cast<int>(threadIdx.x); i < kTileRows) {
+    const int query = first + i < plan.queries ? task.queries.query(first + i) : -1;
     queries[i] = query;
     anchors[i] = query < 0 ? -1 : query / task.thresholds;
   }
   __syncthreads();
-  const int begin = item % split.parts * split.tiles_per_part;
-  return {{first, queries, anchors}, begin, min(begin + split.tiles_per_part, task.y.tiles())};
+  const int begin = item % plan.split.parts * plan.split.tiles_per_part;
+  return {{first, queries, anchors}, begin, min(begin + plan.split.tiles_per_part, task.y.tiles())};
 }
 
 // One block at least: the compiler would rather spill a few registers than need more than two
@@ -261,19 +281,18 @@ __global__ void __launch_bounds__(kTileThreads, 1) walk_kernel(WalkTask task, Po
   DMLFAST_SHARED_MEMORY(memory);
   __shared__ int queries[kTileRows];
   __shared__ int anchors[kTileRows];
-  const Split split =
-      split_of(task.queries.number(), kTileRows, task.y.tiles(), task.queries.wanted_items);
-  for (int number = blockIdx.x; number < split.items(); number += gridDim.x) {
-    const WalkItem item = walk_item(task, split, number, queries, anchors);
+  const WalkPlan plan = walk_plan(task);
+  for (int number = blockIdx.x; number < plan.split.items(); number += gridDim.x) {
+    const WalkItem item = walk_item(task, plan, number, queries, anchors);
     const TileRange wanted = policy.tiles(item.rows);
     const TileRange range{max(wanted.begin, item.begin), min(wanted.end, item.end)};
     typename Policy::State state;
     policy.start(state, item.rows);
-    const SlabWalk<Policy, kPrecision> walk(task, policy, item.rows, memory, range);
+    SlabWalk<Policy, kPrecision> walk(task, policy, item.rows, memory, range);
     walk.start();
     for (int tile = 0; tile < walk.tiles(); ++tile) {
       Fragment fragment;
-      walk.multiply(tile, fragment);
+      walk.multiply(fragment);
       policy.take(state, walk.tile(tile), fragment);
     }
     walk.end();

@@ -7,6 +7,11 @@ namespace dmlfast::cuda {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 
+// Of the calling thread. Divided as unsigned numbers, which takes one instruction: so the compiler
+// computes them again where they are wanted, and keeps none in registers.
+__device__ inline int lane_number() { return static_cast<int>(threadIdx.x % 32); }
+__device__ inline int warp_number() { return static_cast<int>(threadIdx.x / 32); }
+
 template <class T>
 __device__ inline T warp_sum(T value) {
   for (int bits = 16; bits > 0; bits /= 2) {
