@@ -37,10 +37,15 @@ enable_language(CUDA)
 # Kernels know no torch: its headers would be parsed again for every architecture. The .cpp files
 # check tensors and launch.
 set(cuda_sources
+  csrc/cuda/engine/collect.cu
   csrc/cuda/engine/window.cu
   csrc/cuda/neighbors.cpp
   csrc/cuda/neighbors_gradient.cu
+  csrc/cuda/neighbors_sample.cpp
+  csrc/cuda/neighbors_sample.cu
   csrc/cuda/neighbors_select.cu
+  csrc/cuda/neighbors_top.cpp
+  csrc/cuda/neighbors_top.cu
   csrc/cuda/pairwise.cpp
   csrc/cuda/pairwise.cu
   csrc/cuda/pairwise_gradient.cu)

@@ -70,8 +70,8 @@ class use_backend(ContextDecorator):
 # for them on "meta".
 _KERNELS = {
     "neighbors": ("cpu", "cuda", "meta"),
-    "neighbors_sample": ("cpu", "meta"),
-    "neighbors_top": ("cpu", "meta"),
+    "neighbors_sample": ("cpu", "cuda", "meta"),
+    "neighbors_top": ("cpu", "cuda", "meta"),
     "contrast": ("cpu", "meta"),
     "pairwise": ("cpu", "cuda", "meta"),
 }

@@ -15,7 +15,6 @@ constexpr int64_t kSearchedPairs = int64_t{1} << 20;
 constexpr int kSearchThreads = 128;
 constexpr int kSearchWarps = kSearchThreads / 32;
 constexpr int kLevels = 2;  // half precision, split precision
-constexpr int kLists = 4;   // of queries that the steps of a search leave open, at most
 
 // Whether the anchors are the references, in one and the same order.
 template <class T>
@@ -72,7 +71,7 @@ __device__ inline double score_of(Metric metric, double value, int exponent, dou
 template <class T>
 __global__ void query_classes_kernel(SelectArguments<T> a, ClassRanges ranges, int32_t* self,
                                      int32_t* counts, const int32_t* wanted) {
-  if (blockIdx.x == 0 && threadIdx.x < kLists) {
+  if (blockIdx.x == 0 && threadIdx.x < kLevels) {
     counts[threadIdx.x] = 0;
   }
   const LabelledRows<T> x{a.x, a.labels, a.order};
@@ -257,7 +256,7 @@ struct PreparedMemory {
   SearchNumbers numbers;
   ClassRanges ranges;
   int32_t* self;
-  int32_t* counts;  // of the queries on each list
+  int32_t* counts;  // of the undecided, by level
 
   template <class T>
   static PreparedMemory take(Workspace& workspace, const SelectArguments<T>& a) {
@@ -271,7 +270,7 @@ struct PreparedMemory {
     memory.ranges.begin = workspace.take<int32_t>(a.x.rows);
     memory.ranges.end = workspace.take<int32_t>(a.x.rows);
     memory.self = workspace.take<int32_t>(a.x.rows);
-    memory.counts = workspace.take<int32_t>(kLists);
+    memory.counts = workspace.take<int32_t>(kLevels);
     return memory;
   }
 };

@@ -10,7 +10,41 @@
 
 namespace dmlfast::cuda {
 
-__device__ inline double element(const AnyRows& rows, int64_t row, int64_t column) {
+// Calls f with the rows as those of their dtype.
+template <class F>
+__device__ __forceinline__ void with_rows(const AnyRows& rows, const F& f) {
+  switch (rows.type) {
+    case ElementType::float64:
+      return f(rows.as<double>());
+#ifndef DMLFAST_EMULATION
+    case ElementType::float16:
+      return f(rows.as<__half>());
+    case ElementType::bfloat16:
+      return f(rows.as<__nv_bfloat16>());
+#endif
+    default:
+      return f(rows.as<float>());
+  }
+}
+
+// The same on the host, with a value of the elements' type.
+template <class F>
+auto with_type_of(const AnyRows& rows, const F& f) {
+  switch (rows.type) {
+    case ElementType::float64:
+      return f(double{});
+#ifndef DMLFAST_EMULATION
+    case ElementType::float16:
+      return f(__half{});
+    case ElementType::bfloat16:
+      return f(__nv_bfloat16{});
+#endif
+    default:
+      return f(float{});
+  }
+}
+
+__device__ __forceinline__ double element(const AnyRows& rows, int64_t row, int64_t column) {
   switch (rows.type) {
     case ElementType::float64:
       return element(rows.as<double>(), row, column);

@@ -26,10 +26,22 @@ constexpr int kExactThreads = kSlabThreads;
 static_assert(kExactEdge * kExactEdge == kExactThreads && kExactEdge * kExactPairs == kExactTile,
               "the threads cover the tile");
 
+// For operands of a dtype that the kernel learns when it runs.
+struct AnyElement {};
+
+template <class T>
+struct RowsOf {
+  using type = Rows<T>;
+};
+template <>
+struct RowsOf<AnyElement> {
+  using type = AnyRows;
+};
+
 template <class T>
 struct ExactOperands {
-  Rows<T> anchors;
-  Rows<T> references;
+  typename RowsOf<T>::type anchors;
+  typename RowsOf<T>::type references;
   const int64_t* order;            // (N,) sorts the anchors' labels
   const int64_t* reference_order;  // (M,)
   int thresholds;

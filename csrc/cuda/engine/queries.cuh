@@ -9,15 +9,16 @@ namespace dmlfast::cuda {
 // Items of work that fill any device a few times over.
 constexpr int kWantedItems = 1024;
 
-// All queries, or a list of some whose length the device knows.
+// Successive queries, or a list of some whose length the device knows.
 struct Queries {
-  const int32_t* list;   // or null: the queries 0 .. most - 1
+  const int32_t* list;   // or null: the queries first .. first + most - 1
   const int32_t* count;  // on the device: how many the list has; or null: `most`
   int most;
   int wanted_items = kWantedItems;
+  int first = 0;
 
   __device__ int number() const { return count == nullptr || *count > most ? most : *count; }
-  __device__ int query(int place) const { return list == nullptr ? place : list[place]; }
+  __device__ int query(int place) const { return list == nullptr ? first + place : list[place]; }
 };
 
 inline Queries all_queries(int64_t slots) { return {nullptr, nullptr, static_cast<int>(slots)}; }

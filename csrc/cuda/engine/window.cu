@@ -23,6 +23,8 @@ void launch_window_walk(const WalkTask& task, const WindowArguments& arguments, 
     launch<WindowPolicy<true, false>>(task, arguments, precision, shared_bytes, stream);
   } else if (kind == WindowKind::beyond) {
     launch<WindowPolicy<false, true>>(task, arguments, precision, shared_bytes, stream);
+  } else if (kind == WindowKind::several) {
+    launch<WindowPolicy<false, false, true>>(task, arguments, precision, shared_bytes, stream);
   } else {
     launch<WindowPolicy<false, false>>(task, arguments, precision, shared_bytes, stream);
   }

@@ -34,7 +34,8 @@ struct WindowArguments {
   Candidate* windows;  // by item, row of the tile and lane of its quad
 };
 
-template <bool kFarthest, bool kHasLower>
+// Several: whoever reads the windows wants more than the best, so that all are kept as they are.
+template <bool kFarthest, bool kHasLower, bool kSeveral = false>
 class WindowPolicy {
  public:
   static constexpr bool kMultiplies = true;
@@ -159,6 +160,10 @@ class WindowPolicy {
         insert(s.score[slot], s.column[slot], scores[j], tile.column(j));
       }
     }
+    if constexpr (kSeveral) {
+      s.limit[slot] = fminf(s.limit[slot], s.score[slot][kWindow - 1]);
+      return;
+    }
     // A score that is surely admissible bounds what the best can be.
     float certain = INFINITY;
 #pragma unroll
@@ -193,8 +198,9 @@ class WindowPolicy {
   WindowArguments a_;
 };
 
-// Which candidates are wanted: the nearest, the nearest beyond a threshold, or the farthest.
-enum class WindowKind { nearest, beyond, farthest };
+// Which candidates are wanted: the nearest, the nearest beyond a threshold, the farthest, or
+// several of the nearest.
+enum class WindowKind { nearest, beyond, farthest, several };
 
 // Compiled once, in window.cu: the walk knows no dtype.
 void launch_window_walk(const WalkTask& task, const WindowArguments& arguments, WindowKind kind,

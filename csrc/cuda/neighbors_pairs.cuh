@@ -1,0 +1,139 @@
+// What kernels do with pairs of a dtype that they learn when they run. What differs by dtype is
+// compiled with the selections, in neighbors_select.cu.
+#pragma once
+
+#include "neighbors_pairs.h"
+#include "neighbors_search.cuh"
+
+namespace dmlfast::cuda {
+
+#ifndef DMLFAST_EMULATION
+#define DMLFAST_OF_SELECTION(T)                                                                  \
+  extern template void launch_norms<T>(const Rows<T>&, double*, cudaStream_t);                   \
+  extern template PackedPair launch_pack_pair<T>(const Rows<T>&, const int64_t*, const Rows<T>&, \
+                                                 const int64_t*, bool, Metric,                   \
+                                                 const PackPairMemory&, cudaStream_t);
+DMLFAST_OF_SELECTION(float)
+DMLFAST_OF_SELECTION(double)
+DMLFAST_OF_SELECTION(__half)
+DMLFAST_OF_SELECTION(__nv_bfloat16)
+#undef DMLFAST_OF_SELECTION
+extern template void launch_query_classes<float>(const SelectArguments<float>&,
+                                                 const PreparedMemory&, const int32_t*,
+                                                 cudaStream_t);
+extern template void launch_search_numbers<float>(const SelectArguments<float>&, const PackedPair&,
+                                                  const PackGroups&, const PreparedMemory&,
+                                                  const int32_t*, cudaStream_t);
+#endif
+
+// As a selection of another class; of another dtype, good for all but the elements.
+template <class T>
+SelectArguments<T> selection_of(const LabelledPairs& pairs) {
+  SelectArguments<T> a{};
+  a.x = pairs.x.as<T>();
+  a.references = pairs.references.as<T>();
+  a.labels = pairs.labels;
+  a.order = pairs.order;
+  a.reference_labels = pairs.reference_labels;
+  a.reference_order = pairs.reference_order;
+  a.self_index = pairs.self_index;
+  a.thresholds = 1;
+  a.metric = pairs.metric;
+  return a;
+}
+
+// The norms that cosine needs.
+inline void launch_pair_norms(const LabelledPairs& pairs, cudaStream_t stream) {
+  if (pairs.metric == Metric::cosine) {
+    with_type_of(pairs.x, [&](auto type) {
+      using T = decltype(type);
+      launch_norms(pairs.x.as<T>(), pairs.norms_x, stream);
+      launch_norms(pairs.references.as<T>(), pairs.norms_references, stream);
+    });
+  }
+}
+
+inline ExactOperands<AnyElement> operands_of(const LabelledPairs& pairs) {
+  return {pairs.x,     pairs.references,
+          pairs.order, pairs.reference_order,
+          1,           sums_differences(pairs.metric)};
+}
+
+__device__ __forceinline__ double anchor_norm(const LabelledPairs& pairs, int anchor) {
+  return pairs.metric == Metric::cosine ? pairs.norms_x[anchor] : 0.0;
+}
+
+// The reference that is the anchor itself, -1 for none.
+__device__ __forceinline__ int self_of(const LabelledPairs& pairs, int anchor) {
+  return pairs.self_index == nullptr ? -1 : static_cast<int>(pairs.self_index[anchor]);
+}
+
+// The positions of the references of an anchor's class.
+__device__ inline ColumnRange own_class(const LabelledPairs& pairs, int anchor) {
+  const int64_t label = pairs.labels[anchor];
+  const int64_t rows = pairs.references.rows;
+  const int64_t* labels = pairs.reference_labels;
+  const int64_t* order = pairs.reference_order;
+  return {static_cast<int>(class_bound(labels, order, rows, label, false)),
+          static_cast<int>(class_bound(labels, order, rows, label, true))};
+}
+
+// The value of a pair whose sum is known.
+__device__ __forceinline__ double value_of_sum(const LabelledPairs& pairs, double sum, double norm,
+                                               int reference) {
+  const bool has_norms = pairs.metric == Metric::cosine;
+  return value_of(pairs.metric, sum, norm, has_norms ? pairs.norms_references[reference] : 0.0);
+}
+
+// Rows of the same dtype as others.
+template <class T>
+__device__ __forceinline__ Rows<T> rows_like(const Rows<T>&, const AnyRows& rows) {
+  return rows.as<T>();
+}
+
+// The value of a pair, by one thread.
+__device__ __forceinline__ double pair_value(const LabelledPairs& pairs, int anchor, double norm,
+                                             int reference) {
+  const bool differences = sums_differences(pairs.metric);
+  double sum = 0.0;
+  with_rows(pairs.x, [&](const auto& x) {
+    const auto y = rows_like(x, pairs.references);
+    for (int64_t k = 0; k < x.columns; ++k) {
+      const double a = element(x, anchor, k);
+      const double b = element(y, reference, k);
+      sum += differences ? share_of<true>(a, b) : share_of<false>(a, b);
+    }
+  });
+  return value_of_sum(pairs, sum, norm, reference);
+}
+
+// Whether all elements of a row are finite.
+__device__ __forceinline__ bool any_row_is_finite(const AnyRows& rows, int64_t row) {
+  double zero = 0.0;
+  for (int64_t k = 0; k < rows.columns; ++k) {
+    const double value = element(rows, row, k);
+    zero += value - value;
+  }
+  return zero == 0.0;
+}
+
+// The same, by all lanes of a warp.
+__device__ __forceinline__ bool warp_row_is_finite(const AnyRows& rows, int row) {
+  double zero = 0.0;
+  for (int64_t k = threadIdx.x % 32; k < rows.columns; k += 32) {
+    const double value = element(rows, row, k);
+    zero += value - value;
+  }
+  return __ballot_sync(kAllLanes, zero != 0.0) == 0;
+}
+
+__device__ __forceinline__ void write_distance(const LabelledPairs& pairs, int64_t at,
+                                               double distance) {
+  if (pairs.x.type == ElementType::float64) {
+    static_cast<double*>(pairs.distance)[at] = distance;
+  } else {
+    static_cast<float*>(pairs.distance)[at] = static_cast<float>(distance);
+  }
+}
+
+}  // namespace dmlfast::cuda
