@@ -14,7 +14,7 @@ __host__ __device__ inline PairMatrix transposed(const PairMatrix& matrix) {
 
 // Keeps the compiler from having what it reads for all columns in registers at once.
 __device__ inline void keep_order(int j) {
-  if (j % 8 == 7) {
+  if (j % 4 == 3) {
     __syncwarp();
   }
 }
@@ -50,6 +50,7 @@ class DistanceGradientPolicy {
       for (int j = 0; j < Fragment::kColumns; ++j) {
         const bool exists = row >= 0 && tile.column(j) < task_.y.rows;
         fragment.value[slot][j] = exists ? distances.at(j) : NAN;
+        keep_order(j);
       }
     }
   }

@@ -57,12 +57,16 @@ __device__ inline void for_each_near(int slot, uint32_t near, float (&values)[Fr
   }
 }
 
-// What turns packed numbers into those of the rows: 1 / scale, under cosine 1 / 2^13.
-__device__ inline double unit_of(Metric metric, const PackScale* scale) {
+// What turns packed numbers into those of the rows is a power of two: its exponent.
+__device__ inline int unit_exponent(Metric metric, const PackScale* scale) {
   if (metric == Metric::cosine) {
-    return 0x1p-13;
+    return 1 - kScaledExponent;
   }
-  return scale->exponent == INT_MIN ? 1.0 : scalbn(1.0, scale->exponent - kScaledExponent);
+  return scale->exponent == INT_MIN ? 0 : scale->exponent - kScaledExponent;
+}
+
+__device__ inline double unit_of(Metric metric, const PackScale* scale) {
+  return scalbn(1.0, unit_exponent(metric, scale));
 }
 
 // Of one thread. Lanes of a warp call the functions together.

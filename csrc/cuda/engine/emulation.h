@@ -3,8 +3,6 @@
 // rules, fragment layouts and copies that nobody waited for, not races or speed.
 #pragma once
 
-#include <ucontext.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -15,6 +13,8 @@
 #include <functional>
 #include <memory>
 #include <vector>
+
+#include "engine/fiber.h"
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -82,11 +82,7 @@ class Block {
         shared_(shared_bytes + kAlignment, 0xff) {
     for (Fiber& fiber : fibers_) {
       fiber.stack.reset(new char[kStackBytes]);  // not zeroed: most of it is never touched
-      getcontext(&fiber.context);
-      fiber.context.uc_stack.ss_sp = fiber.stack.get();
-      fiber.context.uc_stack.ss_size = kStackBytes;
-      fiber.context.uc_link = &scheduler_;
-      makecontext(&fiber.context, &Block::enter, 0);
+      fiber.context = Context(fiber.stack.get(), kStackBytes, &Block::enter);
     }
     const uintptr_t begin = reinterpret_cast<uintptr_t>(shared_.data());
     dynamic_ = shared_.data() + (kAlignment - begin % kAlignment) % kAlignment;
@@ -105,7 +101,7 @@ class Block {
       moved_ = false;
       for (thread_ = 0; thread_ < fibers_.size(); ++thread_) {
         if (!fibers_[thread_].done) {
-          swapcontext(&scheduler_, &fibers_[thread_].context);
+          switch_context(scheduler_, fibers_[thread_].context);
         }
         done += fibers_[thread_].done;
       }
@@ -224,7 +220,7 @@ class Block {
   };
 
   struct Fiber {
-    ucontext_t context;
+    Context context;
     std::unique_ptr<char[]> stack;
     std::vector<std::vector<Copy>> copies{1};
     std::vector<size_t> copied;  // chunks of dynamic memory that are not published yet
@@ -255,7 +251,7 @@ class Block {
     return exchange.words;
   }
 
-  void yield() { swapcontext(&fibers_[thread_].context, &scheduler_); }
+  void yield() { switch_context(fibers_[thread_].context, scheduler_); }
 
   static void enter() {
     Block* block = current_;
@@ -266,6 +262,7 @@ class Block {
     require(!fiber.multiplies, "a thread returned without waiting for its products");
     fiber.done = true;
     block->moved_ = true;
+    block->yield();
   }
 
   static inline Block* current_ = nullptr;
@@ -277,7 +274,7 @@ class Block {
   std::vector<bool> unpublished_;  // by chunk of dynamic memory
   std::vector<unsigned char> shared_;
   unsigned char* dynamic_;
-  ucontext_t scheduler_;
+  Context scheduler_;
   size_t thread_ = 0;
   size_t waiting_ = 0;
   uint64_t barriers_ = 0;

@@ -20,7 +20,7 @@ constexpr int kGradientColumns = kTileColumns;
 
 // What Euclidean distances are multiplied by to be those of the packed rows.
 __device__ inline float inverse_unit_of(const DistanceTask& task) {
-  return static_cast<float>(1.0 / unit_of(task.metric, task.scale));
+  return static_cast<float>(scalbn(1.0, -unit_exponent(task.metric, task.scale)));
 }
 
 // From the derivative by a distance to the weight of the difference of the rows, or of the other
@@ -211,20 +211,17 @@ template <Precision kPrecision>
 struct GradientState {
   static constexpr int kSlabs = kGradientColumns / kSlabColumns<kPrecision>;
   float rows[kSlabs][Fragment::kRows][kSlabColumns<kPrecision> / 4] = {};
-  float weights[Fragment::kRows] = {};
 };
 
 // What a block is at. It lies in shared memory: during a walk no registers are left for it.
 struct GradientPlace {
-  unsigned number;
   int item;
   int first_column;  // of the gradient
 };
 
 __device__ inline GradientPlace gradient_place(const WalkTask& walk, unsigned number) {
   const auto chunks = static_cast<unsigned>(gradient_chunks(walk.x.padded_columns));
-  return {number, static_cast<int>(number / chunks),
-          static_cast<int>(number % chunks) * kGradientColumns};
+  return {static_cast<int>(number / chunks), static_cast<int>(number % chunks) * kGradientColumns};
 }
 
 template <class Policy, Precision kPrecision>
@@ -232,11 +229,7 @@ class GradientWalk {
  public:
   __device__ GradientWalk(const GradientTask& task, const Policy& policy, const BlockRows& rows,
                           const GradientPlace& place)
-      : task_(task),
-        policy_(policy),
-        rows_(rows),
-        place_(place),
-        distances_(task.distances, rows) {}
+      : task_(task), policy_(policy), rows_(rows), place_(place) {}
 
   __device__ void run(typename Policy::State& state, unsigned char* memory, TileRange range) {
     using State = GradientState<kPrecision>;
@@ -254,15 +247,15 @@ class GradientWalk {
         NearPairs near;
         if constexpr (Policy::kMultiplies) {
           walk.multiply(fragment);
-          distances_.convert(task_.distances, walk.tile(number), fragment, near);
+          distances().convert(task_.distances, walk.tile(number), fragment, near);
         } else {
           y = walk.further();
           policy_.load(state, walk.tile(number), fragment);
-          distances_.find_near(task_.distances, walk.tile(number), fragment, near);
+          distances().find_near(task_.distances, walk.tile(number), fragment, near);
         }
         policy_.weigh(state, walk.tile(number), fragment);
         serve_near(walk.tile(number), fragment, near);
-        add_weights(fragment, sums);
+        add_weights(fragment);
         pack_weights(fragment, operands);
       }
 #pragma unroll
@@ -278,6 +271,9 @@ class GradientWalk {
   }
 
  private:
+  // Made anew for each tile, to be in no register while products are summed.
+  __device__ Distances distances() const { return Distances(task_.distances, rows_); }
+
   __device__ int64_t first_row() const { return int64_t{place_.item} * kTileRows; }
 
   __device__ float* sums_row(int row) const {
@@ -295,6 +291,9 @@ class GradientWalk {
     for (int row = first; row < first + 16; ++row) {
       for (int k = lane; k < columns(); k += 32) {
         sums_row(row)[place_.first_column + k] = 0.0f;
+      }
+      if (lane == 0) {
+        weight_sum(row) = 0.0f;
       }
     }
     __syncwarp();
@@ -327,7 +326,13 @@ class GradientWalk {
     __syncwarp();
   }
 
-  __device__ static void add_weights(const Fragment& weights, GradientState<kPrecision>& sums) {
+  // The sum of a row's weights, in shared memory as registers are few; a row has one writer.
+  __device__ static float& weight_sum(int row) {
+    __shared__ float sums[kTileRows];
+    return sums[row];
+  }
+
+  __device__ static void add_weights(const Fragment& weights) {
 #pragma unroll
     for (int slot = 0; slot < Fragment::kRows; ++slot) {
       float sum = 0.0f;
@@ -335,7 +340,10 @@ class GradientWalk {
       for (int j = 0; j < Fragment::kColumns; ++j) {
         sum += weights.value[slot][j];
       }
-      sums.weights[slot] += sum;
+      sum = join_quad(sum, [](float a, float b) { return a + b; });
+      if (threadIdx.x % 4 == 0) {
+        weight_sum(tile_row(slot)) += sum;
+      }
     }
   }
 
@@ -355,9 +363,8 @@ class GradientWalk {
           }
         }
       }
-      const float weight = join_quad(sums.weights[slot], [](float a, float b) { return a + b; });
       if (place_.first_column == 0 && threadIdx.x % 4 == 0) {
-        task_.sums.weights[first_row() + tile_row(slot)] = weight;
+        task_.sums.weights[first_row() + tile_row(slot)] = weight_sum(tile_row(slot));
       }
     }
   }
@@ -366,9 +373,10 @@ class GradientWalk {
   const Policy& policy_;
   const BlockRows& rows_;
   const GradientPlace& place_;
-  const Distances distances_;
 };
 
+// A block an item and chunk: with a loop over several the compiler would keep, for all of the walk,
+// what is the same for each.
 template <class Policy, Precision kPrecision>
 __global__ void __launch_bounds__(kTileThreads, 1)
     gradient_walk_kernel(GradientTask task, Policy policy) {
@@ -383,31 +391,29 @@ __global__ void __launch_bounds__(kTileThreads, 1)
     place = gradient_place(walk, blockIdx.x);
   }
   __syncthreads();
-  while (place.item < plan.split.items()) {
-    const WalkItem item = walk_item(walk, plan, place.item, queries, anchors);
-    const TileRange wanted = policy.tiles(item.rows);
-    const TileRange range{max(wanted.begin, item.begin), min(wanted.end, item.end)};
-    typename Policy::State state;
-    policy.start(state, item.rows);
-    GradientWalk<Policy, kPrecision>(task, policy, item.rows, place).run(state, memory, range);
-    policy.finish(state, item.rows, place.item, place.first_column == 0);
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      place = gradient_place(walk, place.number + gridDim.x);
-    }
-    __syncthreads();
+  if (place.item >= plan.split.items()) {
+    return;
   }
+  const WalkItem item = walk_item(walk, plan, place.item, queries, anchors);
+  const TileRange wanted = policy.tiles(item.rows);
+  const TileRange range{max(wanted.begin, item.begin), min(wanted.end, item.end)};
+  typename Policy::State state;
+  policy.start(state, item.rows);
+  GradientWalk<Policy, kPrecision>(task, policy, item.rows, place).run(state, memory, range);
+  policy.finish(state, item.rows, place.item, place.first_column == 0);
 }
 
 template <class Policy, Precision kPrecision>
 void launch_gradient_walk(GradientTask task, const Policy& policy, int shared_bytes,
                           cudaStream_t stream) {
   const int bytes = choose_stages<Policy, kPrecision>(task.walk, shared_bytes);
-  const int64_t items =
-      int64_t{most_items(task.walk.queries.most, kTileRows, task.walk.queries.wanted_items)} *
-      gradient_chunks(task.walk.x.padded_columns);
-  DMLFAST_LAUNCH_SHARED((gradient_walk_kernel<Policy, kPrecision>), dim3{grid_for(items)},
-                        kTileThreads, bytes, stream, task, policy);
+  const int items = most_items(task.walk.queries.most, kTileRows, task.walk.queries.wanted_items);
+  const auto blocks = static_cast<unsigned>(items) *
+                      static_cast<unsigned>(gradient_chunks(task.walk.x.padded_columns));
+  if (blocks > 0) {
+    DMLFAST_LAUNCH_SHARED((gradient_walk_kernel<Policy, kPrecision>), dim3{blocks}, kTileThreads,
+                          bytes, stream, task, policy);
+  }
 }
 
 // From the sums to the gradient of the rows as given.

@@ -276,8 +276,14 @@ __device__ inline WalkItem walk_item(const WalkTask& task, const WalkPlan& plan,
 
 // One block at least: the compiler would rather spill a few registers than need more than two
 // blocks can have.
+// Blocks that a multiprocessor shall hold: with two, one multiplies while the other is at its
+// policy. Few policies have the registers for that.
 template <class Policy, Precision kPrecision>
-__global__ void __launch_bounds__(kTileThreads, 1) walk_kernel(WalkTask task, Policy policy) {
+constexpr int kWalkBlocks = 1;
+
+template <class Policy, Precision kPrecision>
+__global__ void __launch_bounds__(kTileThreads, (kWalkBlocks<Policy, kPrecision>))
+    walk_kernel(WalkTask task, Policy policy) {
   DMLFAST_SHARED_MEMORY(memory);
   __shared__ int queries[kTileRows];
   __shared__ int anchors[kTileRows];

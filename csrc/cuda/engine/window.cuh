@@ -57,7 +57,6 @@ class WindowPolicy {
     float score[Fragment::kRows][kWindow];  // ascending
     int column[Fragment::kRows][kWindow];
     float limit[Fragment::kRows];  // greater scores are of no use
-    float least[Fragment::kRows];  // smaller ones are not admissible, by more than their error
     ClassSpan classes;             // of all rows of the block
     const BlockRows* rows;         // what is seldom needed is read again
   };
@@ -74,11 +73,16 @@ class WindowPolicy {
         s.column[slot][k] = -1;
       }
       s.limit[slot] = query < 0 ? -INFINITY : INFINITY;
-      s.least[slot] = kHasLower && query >= 0 ? a_.lower[query] - a_.bounds[query] : -INFINITY;
     }
   }
 
   __device__ void take(State& s, const Tile& tile, Fragment& fragment) const {
+    // Read anew, to be in no register while products are summed.
+    float least[Fragment::kRows];
+#pragma unroll
+    for (int slot = 0; slot < Fragment::kRows; ++slot) {
+      least[slot] = least_of(s.rows->queries[tile_row(slot)]);
+    }
 #pragma unroll
     for (int j = 0; j < Fragment::kColumns; ++j) {
       const float norm = tile.value(0, j);
@@ -91,8 +95,12 @@ class WindowPolicy {
         }
         if (kHasLower) {
           // None where it is NaN.
-          score = score >= s.least[slot] ? score : INFINITY;
+          score = score >= least[slot] ? score : INFINITY;
         }
+      }
+      // Keeps the compiler from having the norms of all columns in registers at once.
+      if (j % 4 == 3) {
+        __syncwarp();
       }
     }
     if (tile.first_column < s.classes.end && s.classes.begin < tile.first_column + kTileColumns) {
@@ -102,13 +110,13 @@ class WindowPolicy {
     }
 #pragma unroll
     for (int slot = 0; slot < Fragment::kRows; ++slot) {
-      float least = fragment.value[slot][0];
+      float best = fragment.value[slot][0];
 #pragma unroll
       for (int j = 1; j < Fragment::kColumns; ++j) {
-        least = fminf(least, fragment.value[slot][j]);
+        best = fminf(best, fragment.value[slot][j]);
       }
       // All lanes vote, as all exchange their limits.
-      if (__ballot_sync(kAllLanes, least <= s.limit[slot]) != 0) {
+      if (__ballot_sync(kAllLanes, best <= s.limit[slot]) != 0) {
         keep(s, slot, tile, fragment.value[slot]);
       }
     }
@@ -127,6 +135,11 @@ class WindowPolicy {
   }
 
  private:
+  // Smaller scores are not admissible, by more than their error.
+  __device__ float least_of(int query) const {
+    return kHasLower && query >= 0 ? a_.lower[query] - a_.bounds[query] : -INFINITY;
+  }
+
   __device__ ClassSpan span_of(const BlockRows& rows) const {
     return class_span(a_.ranges, rows.anchors);
   }
@@ -166,9 +179,10 @@ class WindowPolicy {
     }
     // A score that is surely admissible bounds what the best can be.
     float certain = INFINITY;
+    const float admissible = least_of(query) + 2.0f * bound;
 #pragma unroll
     for (int k = kWindow - 1; k >= 0; --k) {
-      if (!kHasLower || s.score[slot][k] >= s.least[slot] + 2.0f * bound) {
+      if (!kHasLower || s.score[slot][k] >= admissible) {
         certain = s.score[slot][k];
       }
     }
@@ -197,6 +211,10 @@ class WindowPolicy {
 
   WindowArguments a_;
 };
+
+template <bool kFarthest, bool kHasLower, bool kSeveral>
+constexpr int kWalkBlocks<WindowPolicy<kFarthest, kHasLower, kSeveral>, Precision::half> =
+    kHasGroupProducts ? 2 : 1;
 
 // Which candidates are wanted: the nearest, the nearest beyond a threshold, the farthest, or
 // several of the nearest.
