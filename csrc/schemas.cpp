@@ -41,12 +41,12 @@ STABLE_TORCH_LIBRARY(dmlfast, m) {
   m.def(
       "contrast_triplet(Tensor x, Tensor labels, Tensor order, Tensor references, "
       "Tensor reference_labels, Tensor reference_order, Tensor? self_index, str metric, "
-      "str positives, str negatives, float margin) -> (Tensor loss, Tensor active)");
+      "str positives, str negatives, float margin, bool fast) -> (Tensor loss, Tensor active)");
   // Gradients of the sums for an (N,) upstream gradient; recomputes the pairs.
   m.def(
       "contrast_triplet_backward(Tensor grad, Tensor x, Tensor labels, Tensor order, "
       "Tensor references, Tensor reference_labels, Tensor reference_order, Tensor? self_index, "
-      "str metric, str positives, str negatives, float margin) "
+      "str metric, str positives, str negatives, float margin, bool fast) "
       "-> (Tensor grad_x, Tensor grad_references)");
   // contrast: per anchor a sum over its positives and one over its negatives, each of a form of
   // its own, and the numbers of partners summed. Without references the batch is its own.

@@ -66,13 +66,14 @@ class use_backend(ContextDecorator):
         _state.name = _state.previous.pop()
 
 
-# Devices on which a family has kernels, or an operator that has fewer than its family. Fakes stand
+# Devices on which a family has kernels, or an operator that has others than its family. Fakes stand
 # for them on "meta".
 _KERNELS = {
     "neighbors": ("cpu", "cuda", "meta"),
     "neighbors_sample": ("cpu", "cuda", "meta"),
     "neighbors_top": ("cpu", "cuda", "meta"),
     "contrast": ("cpu", "meta"),
+    "contrast_triplet": ("cpu", "cuda", "meta"),
     "pairwise": ("cpu", "cuda", "meta"),
 }
 

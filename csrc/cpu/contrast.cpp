@@ -109,7 +109,7 @@ std::tuple<Tensor, Tensor> contrast_triplet(Tensor x, Tensor labels, Tensor orde
                                             Tensor reference_order,
                                             std::optional<Tensor> self_index, std::string metric,
                                             std::string positives, std::string negatives,
-                                            double margin) {
+                                            double margin, bool) {
   check_labelled(x, labels, order, references, reference_labels, reference_order, self_index);
   const ScalarType dtype = distance_dtype(x.scalar_type());
   const bool returns_double = dtype == ScalarType::Double;
@@ -136,7 +136,7 @@ std::tuple<Tensor, Tensor> contrast_triplet(Tensor x, Tensor labels, Tensor orde
 std::tuple<Tensor, Tensor> contrast_triplet_backward(
     Tensor grad, Tensor x, Tensor labels, Tensor order, Tensor references, Tensor reference_labels,
     Tensor reference_order, std::optional<Tensor> self_index, std::string metric,
-    std::string positives, std::string negatives, double margin) {
+    std::string positives, std::string negatives, double margin, bool) {
   check_labelled(x, labels, order, references, reference_labels, reference_order, self_index);
   STD_TORCH_CHECK(grad.dim() == 1 && grad.size(0) == x.size(0),
                   "grad: expected a value per anchor");

@@ -10,13 +10,14 @@ from torch import Tensor
 from dmlfast.ops._arguments import (
     METRICS,
     Pairs,
+    allows_fast_products,
     check_generator,
     check_number,
     check_option,
     check_pairs,
     distance_dtype,
 )
-from dmlfast.ops._operators import operators, register
+from dmlfast.ops._operators import operators, reference_operators, register
 from dmlfast.ops._reduction import REDUCTIONS, is_active, nan_marks, reduce
 from dmlfast.ops.neighbors import (
     Selection,
@@ -88,6 +89,11 @@ def triplet_margin_loss(
 
     Memory: O((N + M)·d), whatever the number of triplets; deterministic.
 
+    Precision: which triplets are active is decided by exact distances; on CUDA, with all
+    negatives, only for float32 rows where `torch.get_float32_matmul_precision()` is "highest",
+    while otherwise activity and loss follow distances of half-precision products. Kernels on CUDA
+    pair no row that has infinite elements.
+
     Raises:
         TypeError: something is not a tensor, number or generator, or has a wrong dtype.
         ValueError: a wrong shape, device or option, or drawn negatives of all positives.
@@ -153,7 +159,7 @@ def _triplet(
 ) -> tuple[Tensor, Tensor]:
     """The operator: (N,) sums and (N,) numbers of active triplets."""
     order, reference_order = pairs.orders()
-    loss, active = operators("contrast", pairs.x.device).contrast_triplet(
+    loss, active = _namespace(pairs.x, negatives).contrast_triplet(
         pairs.x,
         pairs.labels,
         order,
@@ -165,8 +171,16 @@ def _triplet(
         positives,
         negatives,
         margin,
+        allows_fast_products(),
     )
     return loss, active
+
+
+def _namespace(x: Tensor, negatives: str) -> Any:
+    """On CUDA kernels serve all negatives of at most float32, plain torch the rest."""
+    if x.device.type == "cuda" and (negatives != "all" or x.dtype == torch.float64):
+        return reference_operators()
+    return operators("contrast_triplet", x.device)
 
 
 def _reference_triplet(
@@ -181,6 +195,7 @@ def _reference_triplet(
     positives: str,
     negatives: str,
     margin: float,
+    fast: bool,
 ) -> tuple[Tensor, Tensor]:
     return reference.triplet(
         x,
@@ -208,6 +223,7 @@ def _reference_triplet_backward(
     positives: str,
     negatives: str,
     margin: float,
+    fast: bool,
 ) -> tuple[Tensor, Tensor]:
     return reference.triplet_backward(
         grad,
@@ -244,7 +260,7 @@ def _backward(operators: Any, ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor
     grad_x, grad_references = operators.contrast_triplet_backward(
         grad, *ctx.saved_tensors, *ctx.options
     )
-    return grad_x, None, None, grad_references, *(None,) * 7
+    return grad_x, None, None, grad_references, *(None,) * 8
 
 
 register(

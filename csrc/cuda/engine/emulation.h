@@ -80,9 +80,14 @@ class Block {
         unpublished_(shared_bytes / kChunk + 1),
         // Not a number wherever nothing was written.
         shared_(shared_bytes + kAlignment, 0xff) {
-    for (Fiber& fiber : fibers_) {
-      fiber.stack.reset(new char[kStackBytes]);  // not zeroed: most of it is never touched
-      fiber.context = Context(fiber.stack.get(), kStackBytes, &Block::enter);
+    while (stacks_.size() < threads) {
+      stacks_.emplace_back(new char[kStackBytes]);  // not zeroed: most of it is never touched
+    }
+    for (size_t i = 0; i < threads; ++i) {
+      // Where the thread before it has ended, the sanitizer still sees its last frames.
+      char* const end = stacks_[i].get() + kStackBytes;
+      ASAN_UNPOISON_MEMORY_REGION(end - kLastFrames, kLastFrames);
+      fibers_[i].context = Context(stacks_[i].get(), kStackBytes, &Block::enter);
     }
     const uintptr_t begin = reinterpret_cast<uintptr_t>(shared_.data());
     dynamic_ = shared_.data() + (kAlignment - begin % kAlignment) % kAlignment;
@@ -212,6 +217,7 @@ class Block {
  private:
   static constexpr size_t kChunk = 16;  // bytes of a copy
   static constexpr size_t kStackBytes = 128 * 1024;
+  static constexpr size_t kLastFrames = 4 * 1024;
   static constexpr size_t kAlignment = 1024;
 
   struct Copy {
@@ -221,7 +227,6 @@ class Block {
 
   struct Fiber {
     Context context;
-    std::unique_ptr<char[]> stack;
     std::vector<std::vector<Copy>> copies{1};
     std::vector<size_t> copied;  // chunks of dynamic memory that are not published yet
     std::vector<std::function<void()>> products;
@@ -266,6 +271,8 @@ class Block {
   }
 
   static inline Block* current_ = nullptr;
+  // One block after another has them.
+  static inline std::vector<std::unique_ptr<char[]>> stacks_;
 
   const std::function<void()>& body_;
   std::vector<Fiber> fibers_;

@@ -45,6 +45,7 @@ struct GradientTask {
   WalkTask walk;
   DistanceTask distances;
   GradientSums sums;
+  bool accumulates = false;  // adds to the sums of earlier walks
 };
 
 __host__ __device__ inline int gradient_chunks(int padded_columns) {
@@ -289,7 +290,7 @@ class GradientWalk {
     const int lane = lane_number();
     const int first = warp_number() * 16;
     for (int row = first; row < first + 16; ++row) {
-      for (int k = lane; k < columns(); k += 32) {
+      for (int k = lane; k < columns() && !task_.accumulates; k += 32) {
         sums_row(row)[place_.first_column + k] = 0.0f;
       }
       if (lane == 0) {
@@ -364,7 +365,8 @@ class GradientWalk {
         }
       }
       if (place_.first_column == 0 && threadIdx.x % 4 == 0) {
-        task_.sums.weights[first_row() + tile_row(slot)] = weight_sum(tile_row(slot));
+        float& to = task_.sums.weights[first_row() + tile_row(slot)];
+        to = weight_sum(tile_row(slot)) + (task_.accumulates ? to : 0.0f);
       }
     }
   }

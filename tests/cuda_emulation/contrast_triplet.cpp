@@ -1,0 +1,117 @@
+// Runs the CUDA kernels of contrast_triplet on the CPU. Reads a case from the file that the first
+// argument names and writes the results to the second; test_cuda_emulation_triplet.py has the
+// format.
+#include "contrast_triplet.cu"
+
+#include <cstdint>
+#include <cstdio>
+#include <fstream>
+#include <vector>
+
+#include "contrast_triplet_bounds.cu"
+#include "contrast_triplet_gradient.cu"
+#include "engine/window.cu"
+#include "neighbors_select.cuh"
+
+namespace {
+
+using namespace dmlfast;
+using namespace dmlfast::cuda;
+
+struct Header {
+  int64_t anchors, references, dimensions;
+  int64_t metric, positives, has_self, is_fast, is_batch_itself, has_grad;
+  // 0 for the usual numbers.
+  int64_t most_bounds, wanted_items;
+  int64_t shared_bytes;
+};
+
+template <class T>
+std::vector<T> read(std::ifstream& file, int64_t count) {
+  // Exactly as long as needed, so that the address sanitizer sees the first element too many.
+  std::vector<T> data(count);
+  file.read(reinterpret_cast<char*>(data.data()), count * sizeof(T));
+  if (!file) {
+    std::fprintf(stderr, "the case file is too short\n");
+    std::exit(1);
+  }
+  return data;
+}
+
+template <class T>
+void write(std::ofstream& file, const std::vector<T>& data) {
+  file.write(reinterpret_cast<const char*>(data.data()), data.size() * sizeof(T));
+}
+
+AnyRows rows_of(const std::vector<float>& data, int64_t rows, int64_t columns) {
+  return {data.data(), ElementType::float32, rows, columns, columns, 1};
+}
+
+// Exactly as long as needed, again. Doubles, to be aligned; not a number wherever not written.
+std::vector<double> memory_of(int64_t bytes) { return std::vector<double>((bytes + 7) / 8, NAN); }
+
+void run(const Header& h, std::ifstream& in, std::ofstream& out) {
+  const auto margin = read<double>(in, 1);
+  const auto x = read<float>(in, h.anchors * h.dimensions);
+  const auto references = read<float>(in, h.references * h.dimensions);
+  const auto labels = read<int64_t>(in, h.anchors);
+  const auto order = read<int64_t>(in, h.anchors);
+  const auto reference_labels = read<int64_t>(in, h.references);
+  const auto reference_order = read<int64_t>(in, h.references);
+  const auto self_index = read<int64_t>(in, h.has_self ? h.anchors : 0);
+  const auto upstream = read<float>(in, h.has_grad ? 2 * h.anchors : 0);
+
+  TripletArguments a{};
+  a.x = rows_of(x, h.anchors, h.dimensions);
+  a.labels = labels.data();
+  a.order = order.data();
+  a.references = rows_of(references, h.references, h.dimensions);
+  a.reference_labels = reference_labels.data();
+  a.reference_order = reference_order.data();
+  a.self_index = h.has_self ? self_index.data() : nullptr;
+  a.is_fast = h.is_fast;
+  a.metric = static_cast<Metric>(h.metric);
+  a.positives = static_cast<TripletPositives>(h.positives);
+  a.margin = margin[0];
+  a.most_bounds = static_cast<int>(h.most_bounds);
+  a.wanted_items = static_cast<int>(h.wanted_items);
+  if (h.is_batch_itself) {
+    a.references = a.x;
+    a.reference_labels = a.labels;
+    a.reference_order = a.order;
+  }
+  const int shared_bytes = static_cast<int>(h.shared_bytes);
+  std::vector<float> loss(h.anchors, -7.0f);
+  std::vector<int64_t> active(h.anchors, -7);
+  auto memory = memory_of(triplet_workspace_bytes(a));
+  launch_triplet(a, {loss.data(), active.data()}, memory.data(), shared_bytes, nullptr);
+  write(out, loss);
+  write(out, active);
+  if (h.has_grad) {
+    std::vector<float> grad_x(h.anchors * h.dimensions, -7.0f);
+    std::vector<float> grad_references(h.references * h.dimensions, -7.0f);
+    memory = memory_of(triplet_gradient_workspace_bytes(a));
+    launch_triplet_gradient(a,
+                            {upstream.data(),
+                             2,
+                             {grad_x.data(), ElementType::float32, h.dimensions},
+                             {grad_references.data(), ElementType::float32, h.dimensions}},
+                            memory.data(), shared_bytes, nullptr);
+    write(out, grad_x);
+    write(out, grad_references);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 3) {
+    std::fprintf(stderr, "usage: %s CASE RESULT\n", argv[0]);
+    return 1;
+  }
+  std::ifstream in(argv[1], std::ios::binary);
+  std::ofstream out(argv[2], std::ios::binary);
+  const Header header = read<Header>(in, 1)[0];
+  run(header, in, out);
+  return 0;
+}
