@@ -57,7 +57,8 @@ void launch_triplet(const TripletArguments& a, const TripletResults& results, vo
         triplet_distances(a, pair, triplets),
         triplets.ranges,
         launch_triplet_bounds(a, triplets, pass, nullptr, stream),
-        {triplets.x_norms, triplets.y_norms, triplets.x_numbers, triplets.y_numbers}};
+        {triplets.x_norms, triplets.y_norms, triplets.x_numbers, triplets.y_numbers,
+         rounded_sums(a)}};
     task.queries.count = triplets.anchors + pass;
     if (is_split(a)) {
       const TripletLossPolicy<true> policy(arguments, memory.parts);

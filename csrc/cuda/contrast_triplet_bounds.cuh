@@ -37,6 +37,7 @@ struct TripletExactness {
   const double* y_norms;
   const RowNumbers* x_numbers;  // by tile, the greatest of its rows
   const RowNumbers* y_numbers;
+  float rounded_sums;  // of the sum over the steps, against both rows' lengths
 };
 
 struct TripletMemory {
@@ -94,6 +95,10 @@ inline int64_t triplet_passes(const TripletArguments& a) {
     return 1;
   }
   return (a.references.rows + bounds_of_pass(a) - 1) / bounds_of_pass(a);
+}
+
+inline float rounded_sums(const TripletArguments& a) {
+  return static_cast<float>(padded_columns(a.x.columns) / kStepColumns + 1) * 0x1p-23f;
 }
 
 inline unsigned triplet_blocks(int64_t threads) {

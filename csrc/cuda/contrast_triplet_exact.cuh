@@ -11,21 +11,19 @@ namespace dmlfast::cuda {
 // what both parts leave over, the product of the low parts that is left out, three products of a
 // step summed from zero (doubled, as tensor cores do not say how they round), and the sum over the
 // steps in float32. The search's bound has the same terms.
-__device__ inline float split_error(const RowNumbers& x, const RowNumbers& y, int padded_columns) {
-  const float rounded_sums =
-      static_cast<float>(padded_columns / kStepColumns + 1) * 0x1p-23f * x.length * y.length;
+__device__ inline float split_error(const RowNumbers& x, const RowNumbers& y, float rounded_sums) {
   return x.length * y.low_residual + x.low_residual * y.length + x.low_length * y.low_length +
-         36.0f * 0x1p-22f * x.steps * y.steps + rounded_sums;
+         36.0f * 0x1p-22f * x.steps * y.steps + rounded_sums * x.length * y.length;
 }
 
 // How far the distances of a tile may be from the true ones.
 class DistanceError {
  public:
   __device__ DistanceError(Metric metric, const RowNumbers& x, const RowNumbers& y,
-                           int padded_columns, float unit)
+                           float rounded_sums, float unit)
       : has_root_(metric == Metric::euclidean), unit_(unit) {
     const float lengths = x.length + y.length;
-    const float error = split_error(x, y, padded_columns);
+    const float error = split_error(x, y, rounded_sums);
     // With the rounding of norms, thresholds and sums, and this function's own.
     error_ =
         ((sums_differences(metric) ? 2.0f : 1.0f) * error + 0x1p-22f * lengths * lengths) * 1.02f;
@@ -52,14 +50,11 @@ class DistanceError {
 // order than the one that counts: where that might show, it is summed again in this order.
 __device__ inline float returned_distance(const DistanceTask& task, const TripletExactness& exact,
                                           int x_position, int y_position) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int lane = lane_number();
   const int64_t x = task.x_order[x_position];
   const int64_t y = task.y_order[y_position];
   const int64_t columns = task.x_rows.columns;
   const bool differences = sums_differences(task.metric);
-  const bool has_norms = task.metric == Metric::cosine;
-  const double x_norm = has_norms ? exact.x_norms[x] : 0.0;
-  const double y_norm = has_norms ? exact.y_norms[y] : 0.0;
   const auto share = [&](int64_t k) {
     const double a = element(task.x_rows, x, k);
     const double b = element(task.y_rows, y, k);
@@ -67,6 +62,9 @@ __device__ inline float returned_distance(const DistanceTask& task, const Triple
     return factor * (differences ? factor : b);
   };
   const auto returned = [&](double sum) {
+    const bool has_norms = task.metric == Metric::cosine;
+    const double x_norm = has_norms ? exact.x_norms[x] : 0.0;
+    const double y_norm = has_norms ? exact.y_norms[y] : 0.0;
     return static_cast<float>(distance_of(task.metric, value_of(task.metric, sum, x_norm, y_norm)));
   };
   double sum = 0.0;
@@ -172,7 +170,7 @@ __device__ inline uint32_t near_bounds(const Bounds& bounds, const DistanceError
         greatest = fmaxf(greatest, bound == -INFINITY ? 0.0f : size);
       }
       closest = fminf(closest, fabsf(values[j] - bound));
-      if (Bounds::kByColumn && j % 8 == 7) {
+      if (Bounds::kByColumn && j % 4 == 3) {
         // Keeps the compiler from having the bounds of all columns in registers at once.
         __syncwarp();
       }
@@ -185,7 +183,7 @@ __device__ inline uint32_t near_bounds(const Bounds& bounds, const DistanceError
     for (int j = 0; j < Fragment::kColumns; ++j) {
       const float away = fabsf(values[j] - bounds.value(place, slot, j));
       near |= away <= distance ? 1u << j : 0u;
-      if (Bounds::kByColumn && j % 8 == 7) {
+      if (Bounds::kByColumn && j % 4 == 3) {
         __syncwarp();
       }
     }
@@ -199,16 +197,16 @@ __device__ inline void make_exact(const DistanceTask& task, const TripletExactne
                                   const BlockRows& rows, const Tile& tile, const Bounds& bounds,
                                   float unit, Fragment& fragment) {
   const DistanceError error(task.metric, exact.x_numbers[rows.first_place / kTileRows],
-                            exact.y_numbers[tile.first_column / kTileColumns],
-                            task.x.padded_columns, unit);
+                            exact.y_numbers[tile.first_column / kTileColumns], exact.rounded_sums,
+                            unit);
   NearPairs near;
 #pragma unroll
   for (int slot = 0; slot < Fragment::kRows; ++slot) {
     near.columns[slot] = near_bounds(bounds, error, slot, fragment.value[slot]);
     __syncwarp();
   }
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int first_row = static_cast<int>(threadIdx.x) / 32 * 16;
+  const int lane = lane_number();
+  const int first_row = warp_number() * 16;
 #pragma unroll 1
   for (;;) {
     // One pair of one lane after the other, in a fixed order.

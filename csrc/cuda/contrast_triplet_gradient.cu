@@ -82,7 +82,7 @@ DistanceTask exchanged(const DistanceTask& task) {
 }
 
 TripletExactness exchanged(const TripletExactness& exact) {
-  return {exact.y_norms, exact.x_norms, exact.y_numbers, exact.x_numbers};
+  return {exact.y_norms, exact.x_norms, exact.y_numbers, exact.x_numbers, exact.rounded_sums};
 }
 
 struct GradientTasks {
@@ -94,7 +94,7 @@ void launch_pass(const TripletArguments& a, const GradientMemory& memory, Gradie
                  int pass, int shared_bytes, cudaStream_t stream) {
   const TripletMemory& triplets = memory.triplets;
   const TripletExactness exact{triplets.x_norms, triplets.y_norms, triplets.x_numbers,
-                               triplets.y_numbers};
+                               triplets.y_numbers, rounded_sums(a)};
   const TripletBounds bounds = launch_triplet_bounds(a, triplets, pass, memory.hits, stream);
   const DistanceTask& distances = tasks.x.distances;
   tasks.x.walk.queries.count = triplets.anchors + pass;

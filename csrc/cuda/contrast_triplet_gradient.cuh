@@ -49,8 +49,8 @@ class TripletWeightPolicy {
     }
     if (own.has_other(tile)) {
       if constexpr (kExact) {
-        make_exact(a_.distances, a_.exact, rows, tile, bounds,
-                   static_cast<float>(unit_of(a_.distances.metric, a_.distances.scale)), fragment);
+        make_exact(a_.distances, a_.exact, rows, tile, bounds, Distances(a_.distances, rows).unit(),
+                   fragment);
       }
     }
     const bool has_own = own.has_own(tile);
@@ -66,7 +66,7 @@ class TripletWeightPolicy {
   }
 
  private:
-  static constexpr int kColumns = kByColumn ? 8 : 16;  // of a row, counted at once
+  static constexpr int kColumns = kByColumn ? 4 : 16;  // of a row, counted at once
 
   __device__ void leave_out_selves(const BlockRows& rows, const Tile& tile,
                                    Fragment& fragment) const {
@@ -78,6 +78,10 @@ class TripletWeightPolicy {
       for (int slot = 0; slot < Fragment::kRows; ++slot) {
         float& value = fragment.value[slot][j];
         value = self == rows.first_place + tile_row(slot) ? NAN : value;
+      }
+      // Keeps the compiler from having the selves of all columns in registers at once.
+      if (j % 4 == 3) {
+        __syncwarp();
       }
     }
   }

@@ -20,6 +20,9 @@ inline uint32_t pack_halves(float first, float second) {
 inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
 
 inline float divide(float a, float b) { return a / std::fmax(b, 0x1p-126f); }
+template <int kSteps>
+void hold_operands(uint32_t (&)[kSteps][4]) {}
+
 inline float square_root(float value) { return std::sqrt(value); }
 
 inline unsigned thread_anew() { return threadIdx.x; }

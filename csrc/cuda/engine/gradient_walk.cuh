@@ -102,6 +102,10 @@ __device__ inline void pack_weights(const Fragment& weights, WeightOperands<kPre
       }
     }
   }
+  hold_operands(to.high);
+  if constexpr (kPrecision == Precision::split) {
+    hold_operands(to.low);
+  }
 }
 
 // Where this lane reads the operands of 16 columns of y, from `chunk` on, the tile's first 16

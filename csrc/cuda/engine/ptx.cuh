@@ -150,6 +150,15 @@ __device__ inline void hold_sums(float (&d)[2][kColumns]) {
   }
 }
 
+// Has the compiler compute operands before it goes on, not where they are wanted.
+template <int kSteps>
+__device__ inline void hold_operands(uint32_t (&words)[kSteps][4]) {
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    asm volatile("" : "+r"(words[k][0]), "+r"(words[k][1]), "+r"(words[k][2]), "+r"(words[k][3]));
+  }
+}
+
 // The sums of eight columns, as an operand each.
 #define DMLFAST_EIGHT(access, d, n)                                              \
   access((d)[0][2 * (n)]), access((d)[0][2 * (n) + 1]), access((d)[1][2 * (n)]), \
