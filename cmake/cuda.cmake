@@ -37,6 +37,9 @@ enable_language(CUDA)
 # Kernels know no torch: its headers would be parsed again for every architecture. The .cpp files
 # check tensors and launch.
 set(cuda_sources
+  csrc/cuda/contrast_sums.cpp
+  csrc/cuda/contrast_sums.cu
+  csrc/cuda/contrast_sums_gradient.cu
   csrc/cuda/contrast_triplet.cpp
   csrc/cuda/contrast_triplet.cu
   csrc/cuda/contrast_triplet_bounds.cu

@@ -54,7 +54,7 @@ STABLE_TORCH_LIBRARY(dmlfast, m) {
       "contrast_sums(Tensor x, Tensor labels, Tensor order, Tensor? references, "
       "Tensor reference_labels, Tensor reference_order, Tensor? self_index, "
       "Tensor? positive_bound, Tensor? negative_bound, str metric, str positive_form, "
-      "float positive_scale, str negative_form, float negative_scale) "
+      "float positive_scale, str negative_form, float negative_scale, bool fast) "
       "-> (Tensor positive, Tensor negative, Tensor positive_count, Tensor negative_count)");
   // Gradients of the sums for (N,) upstream gradients; recomputes the pairs. Without references
   // grad_x is the whole gradient and grad_references has no rows.
@@ -63,7 +63,7 @@ STABLE_TORCH_LIBRARY(dmlfast, m) {
       "Tensor negative, Tensor x, Tensor labels, Tensor order, Tensor? references, "
       "Tensor reference_labels, Tensor reference_order, Tensor? self_index, "
       "Tensor? positive_bound, Tensor? negative_bound, str metric, str positive_form, "
-      "float positive_scale, str negative_form, float negative_scale) "
+      "float positive_scale, str negative_form, float negative_scale, bool fast) "
       "-> (Tensor grad_x, Tensor grad_references, Tensor grad_positive_bound, "
       "Tensor grad_negative_bound)");
 

@@ -73,6 +73,7 @@ _KERNELS = {
     "neighbors_sample": ("cpu", "cuda", "meta"),
     "neighbors_top": ("cpu", "cuda", "meta"),
     "contrast": ("cpu", "meta"),
+    "contrast_sums": ("cpu", "cuda", "meta"),
     "contrast_triplet": ("cpu", "cuda", "meta"),
     "pairwise": ("cpu", "cuda", "meta"),
 }

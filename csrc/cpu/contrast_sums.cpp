@@ -320,7 +320,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> contrast_sums(
     Tensor reference_labels, Tensor reference_order, std::optional<Tensor> self_index,
     std::optional<Tensor> positive_bound, std::optional<Tensor> negative_bound, std::string metric,
     std::string positive_form, double positive_scale, std::string negative_form,
-    double negative_scale) {
+    double negative_scale, bool) {
   const SumArguments arguments{x,
                                labels,
                                order,
@@ -352,7 +352,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> contrast_sums_backward(
     Tensor labels, Tensor order, std::optional<Tensor> references, Tensor reference_labels,
     Tensor reference_order, std::optional<Tensor> self_index, std::optional<Tensor> positive_bound,
     std::optional<Tensor> negative_bound, std::string metric, std::string positive_form,
-    double positive_scale, std::string negative_form, double negative_scale) {
+    double positive_scale, std::string negative_form, double negative_scale, bool) {
   const SumArguments arguments{x,
                                labels,
                                order,

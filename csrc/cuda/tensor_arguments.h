@@ -60,7 +60,7 @@ inline cudaStream_t current_stream(const torch::stable::Tensor& tensor) {
 
 // Shared memory that a block may have, less a little that kernels name themselves.
 inline int shared_bytes_of(const torch::stable::Tensor& tensor) {
-  constexpr int kNamed = 4096;
+  constexpr int kNamed = 6144;
   int bytes = 0;
   STD_CUDA_CHECK(
       cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, tensor.get_device()));

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dmlfast.ops._arguments import Pairs, distance_dtype
+from dmlfast.ops._arguments import Pairs, allows_fast_products, distance_dtype
 from dmlfast.ops._operators import operators, reference_operators, register
 from dmlfast.reference import contrast_sums as reference
 
@@ -69,11 +69,13 @@ def contrast_sums(
         `ContrastSums`, differentiable once in the anchors, the references and the bounds.
 
     Memory: O((N + M)·d); deterministic. float64 embeddings are served by plain torch everywhere.
+    On CUDA float32 products are as good as float32, unless `torch.set_float32_matmul_precision`
+    allows less.
     """
     order, reference_order = pairs.orders()
     x = pairs.x
     namespace = (
-        reference_operators() if x.dtype == torch.float64 else operators("contrast", x.device)
+        reference_operators() if x.dtype == torch.float64 else operators("contrast_sums", x.device)
     )
     results = namespace.contrast_sums(
         x,
@@ -90,6 +92,7 @@ def contrast_sums(
         positive_scale,
         negative_form,
         negative_scale,
+        allows_fast_products(),
     )
     return ContrastSums(*results)
 
@@ -119,6 +122,7 @@ def _reference_sums(
     positive_scale: float,
     negative_form: str,
     negative_scale: float,
+    fast: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return reference.sums(
         x,
@@ -151,6 +155,7 @@ def _reference_sums_backward(
     positive_scale: float,
     negative_form: str,
     negative_scale: float,
+    fast: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return reference.sums_backward(
         grad_positive,
@@ -219,7 +224,7 @@ def _backward(
             None if bound is None else to_bound
             for bound, to_bound in zip(bounds, to_bounds, strict=True)
         ),
-        *(None,) * 5,
+        *(None,) * 6,
     )
 
 

@@ -107,7 +107,7 @@ class Distances {
         float& value = fragment.value[slot][j];
         const float norms = norm_[slot] + norm;
         const float square = multiply_add(-2.0f, value, norms);
-        const bool exists = is_pair(slot, norms, tile.column(j));
+        const bool exists = is_pair(slot, norms, tile, j);
         near.columns[slot] |= exists && square < kNear * norms ? 1u << j : 0u;
         const float distance = to_units(has_root, square < 0.0f ? 0.0f : square);
         value = exists ? distance : NAN;
@@ -145,8 +145,8 @@ class Distances {
   __device__ float norm(int slot) const { return norm_[slot]; }
 
  private:
-  __device__ bool is_pair(int slot, float norms, int column) const {
-    return norms < INFINITY && column != self_[slot];
+  __device__ bool is_pair(int slot, float norms, const Tile& tile, int j) const {
+    return norms < INFINITY && self_[slot] - tile.column(0) != column_offset(j);
   }
 
   __device__ void convert_products(const DistanceTask& task, const Tile& tile,
@@ -161,7 +161,7 @@ class Distances {
         const float product = value * unit_ * unit_;
         // A cosine is at most 1, but for rounding.
         const float distance = !is_cosine ? -product : product < 1.0f ? 1.0f - product : 0.0f;
-        value = is_pair(slot, norm_[slot] + norm, tile.column(j)) ? distance : NAN;
+        value = is_pair(slot, norm_[slot] + norm, tile, j) ? distance : NAN;
       }
       keep_order(j);
     }

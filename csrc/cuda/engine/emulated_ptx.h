@@ -24,6 +24,7 @@ template <int kSteps>
 void hold_operands(uint32_t (&)[kSteps][4]) {}
 
 inline float square_root(float value) { return std::sqrt(value); }
+inline float exponential2(float x) { return x < -126.0f ? 0.0f : std::exp2(x); }
 
 inline unsigned thread_anew() { return threadIdx.x; }
 

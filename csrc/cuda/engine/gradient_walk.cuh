@@ -354,6 +354,7 @@ class GradientWalk {
 
   __device__ void store(const GradientState<kPrecision>& sums) const {
     constexpr int kColumns = kSlabColumns<kPrecision>;
+    const int own_column = first_own_column();
     __syncwarp();
 #pragma unroll
     for (int slot = 0; slot < Fragment::kRows; ++slot) {
@@ -362,13 +363,13 @@ class GradientWalk {
       for (int slab = 0; slab < GradientState<kPrecision>::kSlabs; ++slab) {
 #pragma unroll
         for (int j = 0; j < kColumns / 4; ++j) {
-          const int column = slab * kColumns + tile_column(j);
+          const int column = own_column + slab * kColumns + column_offset(j);
           if (column < columns()) {
             row[column] += sums.rows[slab][slot][j];
           }
         }
       }
-      if (place_.first_column == 0 && threadIdx.x % 4 == 0) {
+      if (place_.first_column == 0 && own_column == 0) {
         float& to = task_.sums.weights[first_row() + tile_row(slot)];
         to = weight_sum(tile_row(slot)) + (task_.accumulates ? to : 0.0f);
       }

@@ -42,6 +42,13 @@ __device__ inline float square_root(float value) {
   return root;
 }
 
+// 2^x to a few units in the last place; 0 where that is below the range of normal numbers.
+__device__ inline float exponential2(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+
 // threadIdx.x, of which the compiler keeps nothing in registers: what is computed from it is
 // computed anew.
 __device__ inline unsigned thread_anew() {

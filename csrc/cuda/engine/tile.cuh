@@ -25,10 +25,14 @@ __device__ inline int tile_row(int slot) {
   return static_cast<int>(thread / 32 * 16 + thread % 32 / 4) + 8 * slot;
 }
 
-// Of the calling thread: the column within the tile of one of its 32 columns.
-__device__ inline int tile_column(int j) {
-  return j / 2 * 8 + static_cast<int>(threadIdx.x % 4 * 2) + j % 2;
-}
+// A thread has 32 of a tile's columns: from the first of them to another.
+__device__ constexpr int column_offset(int j) { return j / 2 * 8 + j % 2; }
+
+// Of the calling thread: the first of its columns within the tile.
+__device__ inline int first_own_column() { return static_cast<int>(thread_anew() % 4 * 2); }
+
+// The column within the tile of one of them.
+__device__ inline int tile_column(int j) { return first_own_column() + column_offset(j); }
 
 // Lanes whose rows are the same: the four of a quad.
 template <class Value, class Join>
@@ -77,29 +81,31 @@ __device__ inline void load_slab(unsigned char* slab, const PackedRows& rows, in
   }
 }
 
-// The operand of this warp's 16 rows, 16 columns from `chunk` on.
-__device__ inline void load_rows(uint32_t (&to)[4], unsigned char* slab, int chunk) {
-  const int lane = lane_number();
-  const int row = warp_number() * 16 + lane % 16;
+// The operand of the 16 rows of a thread's warp, 16 columns from `chunk` on.
+__device__ inline void load_rows(uint32_t (&to)[4], unsigned char* slab, int chunk,
+                                 unsigned thread) {
+  const int lane = static_cast<int>(thread % 32);
+  const int row = static_cast<int>(thread / 32) * 16 + lane % 16;
   load_matrices(to, chunk_at(slab, row, chunk + lane / 16));
 }
 
 constexpr int kSlabLine = kSlab * 2;  // bytes
 
-// Where this lane reads the operands of the tile's first 16 columns, 16 columns of the packed rows
+// Where a thread reads the operands of the tile's first 16 columns, 16 columns of the packed rows
 // from `chunk` on. Those of the columns after them lie whole lines further on.
-__device__ inline unsigned char* columns_at(unsigned char* slab, int chunk) {
-  const int lane = lane_number();
+__device__ inline unsigned char* columns_at(unsigned char* slab, int chunk, unsigned thread) {
+  const int lane = static_cast<int>(thread % 32);
   return chunk_at(slab, lane % 8 + lane / 16 * 8, chunk + lane / 8 % 2);
 }
 
 // Adds the product of two slabs to the tile.
 __device__ inline void multiply_slabs_half(Fragment& tile, unsigned char* x, unsigned char* y) {
+  const unsigned thread = thread_anew();
 #pragma unroll 1
   for (int k = 0; k < kSlab / kStepColumns; ++k) {
     uint32_t a[4];
-    load_rows(a, x, 2 * k);
-    const unsigned char* const columns = columns_at(y, 2 * k);
+    load_rows(a, x, 2 * k, thread);
+    const unsigned char* const columns = columns_at(y, 2 * k, thread);
 #pragma unroll
     for (int n = 0; n < kTileColumns / 16; ++n) {
       uint32_t b[4];
@@ -115,14 +121,15 @@ __device__ inline void multiply_slabs_half(Fragment& tile, unsigned char* x, uns
 // The same for split rows: what 16 columns add is summed from zero, so that its rounding errors
 // are relative to itself.
 __device__ inline void multiply_slabs_split(Fragment& tile, unsigned char* x, unsigned char* y) {
+  const unsigned thread = thread_anew();
 #pragma unroll 1
   for (int k = 0; k < kSlab / 2 / kStepColumns; ++k) {
     uint32_t a_high[4];
     uint32_t a_low[4];
-    load_rows(a_high, x, 2 * k);
-    load_rows(a_low, x, 4 + 2 * k);
-    const unsigned char* const high_columns = columns_at(y, 2 * k);
-    const unsigned char* const low_columns = columns_at(y, 4 + 2 * k);
+    load_rows(a_high, x, 2 * k, thread);
+    load_rows(a_low, x, 4 + 2 * k, thread);
+    const unsigned char* const high_columns = columns_at(y, 2 * k, thread);
+    const unsigned char* const low_columns = columns_at(y, 4 + 2 * k, thread);
 #pragma unroll
     for (int n = 0; n < kTileColumns / 16; ++n) {
       uint32_t b_high[4];

@@ -43,15 +43,23 @@ struct BlockRows {
   const int* anchors;  // positions
 };
 
-// A tile that is handed to a policy.
-struct Tile {
-  int first_column;
-  const float* column_values;  // kTileColumns of each
+// A tile that is handed to a policy. What the calling thread's columns begin with is found anew for
+// each tile, and added last are constants: else the compiler keeps a register for each column.
+class Tile {
+ public:
+  __device__ Tile(int first, const float* values)
+      : first_column(first), own_column_(first_own_column()), own_values_(values + own_column_) {}
 
   __device__ float value(int which, int j) const {
-    return column_values[which * kTileColumns + tile_column(j)];
+    return own_values_[which * kTileColumns + column_offset(j)];
   }
-  __device__ int column(int j) const { return first_column + tile_column(j); }
+  __device__ int column(int j) const { return first_column + own_column_ + column_offset(j); }
+
+  const int first_column;
+
+ private:
+  const int own_column_;
+  const float* const own_values_;  // kTileColumns of each
 };
 
 // Where things are in dynamic shared memory: resident slabs of x, then stages.

@@ -1,0 +1,1 @@
+#include "contrast_sums_forward.cuh"
