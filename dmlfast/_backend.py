@@ -72,7 +72,6 @@ _KERNELS = {
     "neighbors": ("cpu", "cuda", "meta"),
     "neighbors_sample": ("cpu", "cuda", "meta"),
     "neighbors_top": ("cpu", "cuda", "meta"),
-    "contrast": ("cpu", "meta"),
     "contrast_sums": ("cpu", "cuda", "meta"),
     "contrast_triplet": ("cpu", "cuda", "meta"),
     "pairwise": ("cpu", "cuda", "meta"),

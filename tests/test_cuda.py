@@ -65,7 +65,6 @@ def test_every_dtype_gives_the_cpu_s_result(dtype, metric):
     assert error <= TOLERANCE[dtype]
 
 
-@pytest.mark.filterwarnings("ignore:dmlfast. plain torch serves:RuntimeWarning")
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("kind", DATA)
 def test_neighbors_and_draws_are_those_of_the_cpu(metric, kind):
@@ -172,14 +171,13 @@ def test_an_anchor_that_is_not_finite_is_not_lost():
     assert x.grad[[0, 3]].isnan().any(1).all()
 
 
-def test_plain_torch_serves_what_has_no_kernel():
-    x, labels = make("clustered", 60, 8, 6)
-    with pytest.warns(RuntimeWarning, match="neighbors_sample"):
-        found = F.sample_negative(
-            x.cuda(), labels.cuda(), generator=torch.Generator().manual_seed(0)
-        )
-    expected = F.sample_negative(x, labels, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(found.index.cpu(), expected.index)
+@pytest.mark.parametrize(
+    "options", [{}, {"negatives": "hardest"}, {"negatives": "semihard"}], ids=str
+)
+def test_plain_torch_serves_losses_without_kernels(options):
+    x, labels = make("clustered", 60, 8, 6, dtype=torch.float64)
+    found = F.triplet_margin_loss(x.cuda(), labels.cuda(), **options)
+    torch.testing.assert_close(found.cpu(), F.triplet_margin_loss(x, labels, **options))
 
 
 def test_a_compiled_loss_is_the_eager_one():

@@ -34,8 +34,9 @@ EXPECTATIONS = [
     ),
     # Selections compare float64 values.
     Expectation(r"(exact_walk|class_select|choose)_kernel<", requires=("DADD", "DMUL", "DSETP")),
-    # Walks multiply on the tensor cores.
-    Expectation(r"\bwalk_kernel<", requires=("HMMA",)),
+    # Walks multiply on the tensor cores, on Hopper by group products.
+    Expectation(r"\b(gradient_)?walk_kernel<", requires=("HGMMA",), architectures="sm_90a"),
+    Expectation(r"\b(gradient_)?walk_kernel<", requires=("HMMA",), architectures=r"sm_(?!90a).*"),
 ]
 
 # The first compute capability of dmlfast's list, the one with wgmma, and the one with PTX.
@@ -105,7 +106,9 @@ def test_no_kernel_spills_or_has_a_stack(kernels):
     assert local_memory(kernels, LOCAL_MEMORY_ALLOWED) == []
 
 
-@pytest.mark.parametrize("expectation", EXPECTATIONS, ids=lambda each: each.kernel)
+@pytest.mark.parametrize(
+    "expectation", EXPECTATIONS, ids=lambda each: f"{each.kernel} {each.architectures}"
+)
 def test_kernels_have_the_instructions_they_are_written_for(kernels, expectation):
     built = {kernel.architecture for kernel in kernels}
     assert unmet(kernels, expectation, built) == []
