@@ -214,7 +214,7 @@ class WindowPolicy {
 
 template <bool kFarthest, bool kHasLower, bool kSeveral>
 constexpr int kWalkBlocks<WindowPolicy<kFarthest, kHasLower, kSeveral>, Precision::half> =
-    kHasGroupProducts ? 2 : 1;
+    kHasGroupProducts && !kSeveral ? 2 : 1;
 
 // Which candidates are wanted: the nearest, the nearest beyond a threshold, the farthest, or
 // several of the nearest.
