@@ -70,6 +70,7 @@ inline void check_selected(const torch::stable::Tensor& grad, const torch::stabl
   check_array("slot_order", slot_order, index.numel(), ScalarType::Long, x);
   STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == index.size(0) && grad.size(1) == index.size(1),
                   "grad: expected the shape of index");
+  STD_TORCH_CHECK(grad.get_device() == x.get_device(), "grad: expected the device of x");
   STD_TORCH_CHECK(grad.scalar_type() == (x.scalar_type() == ScalarType::Double ? ScalarType::Double
                                                                                : ScalarType::Float),
                   "grad: expected the dtype of the distances");

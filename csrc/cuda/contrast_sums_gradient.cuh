@@ -237,11 +237,8 @@ class SumGradientPolicy {
   SumGradientPolicyArguments a_;
 };
 
-// Items by which a walk is told to fill a device. Each has room for its sums, all columns of them:
-// so these are the fewer the more blocks of columns there are.
 inline int wanted_gradient_items(const SumArguments& a) {
-  const int wanted = kWantedItems / gradient_chunks(static_cast<int>(padded_columns(a.x.columns)));
-  return a.wanted_items > 0 ? a.wanted_items : wanted > 0 ? wanted : 1;
+  return a.wanted_items > 0 ? a.wanted_items : wanted_gradient_items(a.x.columns);
 }
 
 inline Split gradient_split(const SumArguments& a, int64_t rows, int64_t columns) {

@@ -11,8 +11,8 @@ struct LossMemory {
   static LossMemory take(Workspace& workspace, const TripletArguments& a) {
     LossMemory memory{};
     memory.triplets = TripletMemory::take(workspace, a);
-    memory.parts =
-        workspace.take<TripletPart>(triplet_items(a, a.x.rows, a.references.rows) * kTileRows);
+    memory.parts = workspace.take<TripletPart>(
+        triplet_items(a.x.rows, a.references.rows, wanted_items(a)) * kTileRows);
     return memory;
   }
 };

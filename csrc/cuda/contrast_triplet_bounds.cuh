@@ -105,18 +105,21 @@ inline unsigned triplet_blocks(int64_t threads) {
   return grid_for((threads + kTripletThreads - 1) / kTripletThreads);
 }
 
+inline int wanted_items(const TripletArguments& a) {
+  return a.wanted_items > 0 ? a.wanted_items : kWantedItems;
+}
+
 inline WalkTask triplet_walk(const TripletArguments& a, const PackedRows& x, const PackedRows& y) {
   WalkTask task{};
   task.x = x;
   task.y = y;
-  task.queries = {nullptr, nullptr, x.rows, a.wanted_items > 0 ? a.wanted_items : kWantedItems};
+  task.queries = {nullptr, nullptr, x.rows, wanted_items(a)};
   task.thresholds = 1;
   return task;
 }
 
 // Items of a walk: its row blocks, times the parts of their columns.
-inline int64_t triplet_items(const TripletArguments& a, int64_t rows, int64_t columns) {
-  const int wanted = a.wanted_items > 0 ? a.wanted_items : kWantedItems;
+inline int64_t triplet_items(int64_t rows, int64_t columns, int wanted) {
   const int tiles = static_cast<int>(padded_rows(columns) / kTileRows);
   return split_of(static_cast<int>(rows), kTileRows, tiles, wanted).items();
 }

@@ -9,6 +9,16 @@ GradientSums take_sums(Workspace& workspace, const TripletArguments& a, int64_t 
           workspace.take<float>(items * kTileRows)};
 }
 
+int gradient_items(const TripletArguments& a) {
+  return a.wanted_items > 0 ? a.wanted_items : wanted_gradient_items(a.x.columns);
+}
+
+WalkTask gradient_walk_task(const TripletArguments& a, const PackedRows& x, const PackedRows& y) {
+  WalkTask task = triplet_walk(a, x, y);
+  task.queries.wanted_items = gradient_items(a);
+  return task;
+}
+
 struct GradientMemory {
   TripletMemory triplets;
   ClassRanges reference_ranges;  // by reference position, of its class among the anchors
@@ -26,8 +36,9 @@ struct GradientMemory {
     memory.hits = workspace.take<int32_t>(bounds_of_pass(a) * padded_rows(a.x.rows));
     memory.upstream = workspace.take<float>(padded_rows(a.x.rows));
     memory.lost = workspace.take<uint8_t>(a.x.rows);
-    memory.x = take_sums(workspace, a, triplet_items(a, a.x.rows, a.references.rows));
-    memory.references = take_sums(workspace, a, triplet_items(a, a.references.rows, a.x.rows));
+    const int wanted = gradient_items(a);
+    memory.x = take_sums(workspace, a, triplet_items(a.x.rows, a.references.rows, wanted));
+    memory.references = take_sums(workspace, a, triplet_items(a.references.rows, a.x.rows, wanted));
     return memory;
   }
 };
@@ -135,10 +146,10 @@ void launch_triplet_gradient(const TripletArguments& a, const TripletGradients& 
                  stream, pair.x, a.order, gradients, memory);
   const DistanceTask distances = triplet_distances(a, pair, memory.triplets);
   GradientTasks tasks{};
-  tasks.x.walk = triplet_walk(a, pair.x, pair.y);
+  tasks.x.walk = gradient_walk_task(a, pair.x, pair.y);
   tasks.x.distances = distances;
   tasks.x.sums = memory.x;
-  tasks.references.walk = triplet_walk(a, pair.y, pair.x);
+  tasks.references.walk = gradient_walk_task(a, pair.y, pair.x);
   tasks.references.distances = exchanged(distances);
   tasks.references.sums = memory.references;
   for (int pass = 0; pass < triplet_passes(a); ++pass) {

@@ -56,8 +56,9 @@ __device__ inline double lower_of(const SelectArguments<T>& a, int query, int an
 
 template <class T>
 __device__ inline Admission admission_of(const SelectArguments<T>& a, int anchor, double lower) {
-  const int self = a.self_index == nullptr ? -1 : static_cast<int>(a.self_index[anchor]);
-  return {lower, a.metric == Metric::cosine ? a.norms_x[anchor] : 0.0, self};
+  const int64_t self = a.self_index == nullptr ? -1 : a.self_index[anchor];
+  return {lower, a.metric == Metric::cosine ? a.norms_x[anchor] : 0.0,
+          self >= 0 && self < a.references.rows ? static_cast<int>(self) : -1};
 }
 
 // Offers a reference of the wanted class by the sum of its pair.

@@ -118,7 +118,8 @@ __device__ inline bool gather_classes(const SelectArguments<T>& a, int first_que
 // The batch compared with itself: anchors are among their class's references.
 template <class T>
 __device__ inline bool is_batch_itself(const SelectArguments<T>& a) {
-  return a.x.data == a.references.data && a.x.row_stride == a.references.row_stride &&
+  return a.x.data == a.references.data && a.x.rows == a.references.rows &&
+         a.x.row_stride == a.references.row_stride &&
          a.x.column_stride == a.references.column_stride && a.labels == a.reference_labels &&
          a.order == a.reference_order;
 }

@@ -65,7 +65,8 @@ __device__ __forceinline__ double anchor_norm(const LabelledPairs& pairs, int an
 
 // The reference that is the anchor itself, -1 for none.
 __device__ __forceinline__ int self_of(const LabelledPairs& pairs, int anchor) {
-  return pairs.self_index == nullptr ? -1 : static_cast<int>(pairs.self_index[anchor]);
+  const int64_t self = pairs.self_index == nullptr ? -1 : pairs.self_index[anchor];
+  return self >= 0 && self < pairs.references.rows ? static_cast<int>(self) : -1;
 }
 
 // The positions of the references of an anchor's class.

@@ -4,6 +4,13 @@ namespace dmlfast::cuda {
 
 namespace {
 
+// The same rows, divided into as many items as have room for sums.
+PairwiseRows in_gradient_items(PairwiseRows rows) {
+  const int most = wanted_gradient_items(rows.x.columns);
+  rows.wanted_items = rows.wanted_items < most ? rows.wanted_items : most;
+  return rows;
+}
+
 // One walk after the other uses the sums.
 struct GradientMemory {
   PairwiseMemory pairs;
@@ -121,14 +128,15 @@ void launch_moment_weights(const PairwiseRows& rows, const PairwiseWalk& pairs,
 
 int64_t pairwise_distance_gradient_bytes(const PairwiseRows& rows) {
   Workspace workspace;
-  GradientMemory::take(workspace, rows);
+  GradientMemory::take(workspace, in_gradient_items(rows));
   return workspace.bytes();
 }
 
-void launch_pairwise_distance_gradient(const PairwiseRows& rows, const PairMatrix& grad,
+void launch_pairwise_distance_gradient(const PairwiseRows& given, const PairMatrix& grad,
                                        const PairMatrix& distance,
                                        const PairwiseGradients& gradients, void* workspace,
                                        cudaStream_t stream) {
+  const PairwiseRows rows = in_gradient_items(given);
   Workspace parts(workspace);
   const GradientMemory memory = GradientMemory::take(parts, rows);
   const PairwiseWalk pairs = launch_pairwise_pack(rows, memory.pairs, stream);
@@ -141,13 +149,14 @@ void launch_pairwise_distance_gradient(const PairwiseRows& rows, const PairMatri
 
 int64_t pairwise_moments_gradient_bytes(const PairwiseRows& rows) {
   Workspace workspace;
-  MomentGradientMemory::take(workspace, rows);
+  MomentGradientMemory::take(workspace, in_gradient_items(rows));
   return workspace.bytes();
 }
 
-void launch_pairwise_moments_gradient(const PairwiseRows& rows,
+void launch_pairwise_moments_gradient(const PairwiseRows& given,
                                       const MomentGradientArguments& moments, void* workspace,
                                       cudaStream_t stream) {
+  const PairwiseRows rows = in_gradient_items(given);
   Workspace parts(workspace);
   const MomentGradientMemory memory = MomentGradientMemory::take(parts, rows);
   PairwiseWalk pairs = launch_pairwise_pack(rows, memory.gradient.pairs, stream);

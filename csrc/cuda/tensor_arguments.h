@@ -72,9 +72,10 @@ inline torch::stable::Tensor new_memory(const torch::stable::Tensor& like, int64
   return torch::stable::new_empty(like, {bytes}, torch::headeronly::ScalarType::Byte);
 }
 
-// Kernels count rows and queries in 32 bits.
+// Kernels count rows and queries in 32 bits, and some go on a little past the last.
 inline void check_count(const char* name, int64_t count) {
-  STD_TORCH_CHECK(count <= INT32_MAX, name, ": expected at most ", INT32_MAX, ", got ", count);
+  constexpr int64_t kMost = int64_t{1} << 30;
+  STD_TORCH_CHECK(count <= kMost, name, ": expected at most ", kMost, ", got ", count);
 }
 
 }  // namespace dmlfast::cuda

@@ -210,8 +210,8 @@ void launch_exact_walk(const ExactOperands<T>& operands, const Queries& queries,
                        const typename Policy::Arguments& arguments, cudaStream_t stream) {
   if (queries.most > 0 && operands.references.rows > 0) {
     const int items = most_items(queries.most, kExactTile, queries.wanted_items);
-    DMLFAST_LAUNCH((exact_walk_kernel<T, Policy>), dim3{grid_for(items)}, kExactThreads, stream,
-                   operands, queries, arguments);
+    DMLFAST_LAUNCH((exact_walk_kernel<T, Policy>), dim3{blocks_for_items(queries, items)},
+                   kExactThreads, stream, operands, queries, arguments);
   }
 }
 

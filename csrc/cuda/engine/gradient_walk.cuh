@@ -52,6 +52,14 @@ __host__ __device__ inline int gradient_chunks(int padded_columns) {
   return (padded_columns + kGradientColumns - 1) / kGradientColumns;
 }
 
+// Items by which a gradient walk is told to fill a device. Each has room for its sums, all columns
+// of them: so these are the fewer the more chunks of columns there are.
+inline int wanted_gradient_items(int64_t columns) {
+  constexpr int kWantedBlocks = 512;
+  const int wanted = kWantedBlocks / gradient_chunks(static_cast<int>(padded_columns(columns)));
+  return wanted > 0 ? wanted : 1;
+}
+
 // A thread's weights as operands: rows, times 16 columns of the tile for each k.
 template <Precision kPrecision>
 struct WeightOperands {

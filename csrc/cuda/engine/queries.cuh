@@ -23,11 +23,16 @@ struct Queries {
 
 inline Queries all_queries(int64_t slots) { return {nullptr, nullptr, static_cast<int>(slots)}; }
 
-// Blocks for queries of which each serves so many at once. A list is often short or empty: blocks
-// that only find that out cost time, too.
+// Blocks for so much work. Where the device knows how much of it there is, it is often little or
+// nothing, and blocks that only find that out cost time.
+inline unsigned blocks_for_items(const Queries& queries, int64_t items) {
+  return grid_for(queries.count != nullptr && items > kWantedItems ? kWantedItems : items);
+}
+
+// The same where a block serves so many queries at once.
 inline unsigned blocks_for(const Queries& queries, int queries_per_block) {
   const int64_t blocks = (int64_t{queries.most} + queries_per_block - 1) / queries_per_block;
-  return grid_for(queries.list != nullptr && blocks > kWantedItems ? kWantedItems : blocks);
+  return blocks_for_items(queries, blocks);
 }
 
 }  // namespace dmlfast::cuda

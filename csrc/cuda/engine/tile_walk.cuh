@@ -282,15 +282,16 @@ __device__ inline WalkItem walk_item(const WalkTask& task, const WalkPlan& plan,
   return {{first, queries, anchors}, begin, min(begin + plan.split.tiles_per_part, task.y.tiles())};
 }
 
-// One block at least: the compiler would rather spill a few registers than need more than two
-// blocks can have.
-// Blocks that a multiprocessor shall hold: with two, one multiplies while the other is at its
-// policy. Few policies have the registers for that.
+// Whether two blocks of a walk shall share a multiprocessor where they multiply in groups: one
+// multiplies while the other is at its policy. Few policies have the registers for that.
 template <class Policy, Precision kPrecision>
-constexpr int kWalkBlocks = 1;
+constexpr bool kWalksInPairs = false;
 
+// Without the 1 the compiler would rather spill a few registers than need more than two blocks can
+// have.
 template <class Policy, Precision kPrecision>
-__global__ void __launch_bounds__(kTileThreads, (kWalkBlocks<Policy, kPrecision>))
+__global__ void __launch_bounds__(kTileThreads,
+                                  (kHasGroupProducts && kWalksInPairs<Policy, kPrecision> ? 2 : 1))
     walk_kernel(WalkTask task, Policy policy) {
   DMLFAST_SHARED_MEMORY(memory);
   __shared__ int queries[kTileRows];
@@ -323,7 +324,10 @@ int choose_stages(WalkTask& task, int shared_bytes) {
   task.is_resident = resident + 2 * Stages<Policy>::stage_bytes(true) <= shared_bytes;
   const int stage = Stages<Policy>::stage_bytes(task.is_resident);
   const int fixed = task.is_resident ? resident : 0;
-  const int fitting = (shared_bytes - fixed) / stage;
+  // Half of it, where that is enough for two stages.
+  const int half = shared_bytes / 2 - 4096;
+  const bool in_pairs = kWalksInPairs<Policy, kPrecision> && fixed + 2 * stage <= half;
+  const int fitting = ((in_pairs ? half : shared_bytes) - fixed) / stage;
   task.stages = fitting < 1 ? 1 : fitting > kMostStages ? kMostStages : fitting;
   return fixed + task.stages * stage;
 }
@@ -332,8 +336,9 @@ template <class Policy, Precision kPrecision>
 void launch_walk(WalkTask task, const Policy& policy, int shared_bytes, cudaStream_t stream) {
   const int bytes = choose_stages<Policy, kPrecision>(task, shared_bytes);
   const int items = most_items(task.queries.most, kTileRows, task.queries.wanted_items);
-  DMLFAST_LAUNCH_SHARED((walk_kernel<Policy, kPrecision>), dim3{grid_for(items)}, kTileThreads,
-                        bytes, stream, task, policy);
+  const unsigned blocks = blocks_for_items(task.queries, items);
+  DMLFAST_LAUNCH_SHARED((walk_kernel<Policy, kPrecision>), dim3{blocks}, kTileThreads, bytes,
+                        stream, task, policy);
 }
 
 }  // namespace dmlfast::cuda

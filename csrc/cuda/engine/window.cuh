@@ -213,8 +213,8 @@ class WindowPolicy {
 };
 
 template <bool kFarthest, bool kHasLower, bool kSeveral>
-constexpr int kWalkBlocks<WindowPolicy<kFarthest, kHasLower, kSeveral>, Precision::half> =
-    kHasGroupProducts && !kSeveral ? 2 : 1;
+constexpr bool kWalksInPairs<WindowPolicy<kFarthest, kHasLower, kSeveral>, Precision::half> =
+    !kSeveral;
 
 // Which candidates are wanted: the nearest, the nearest beyond a threshold, the farthest, or
 // several of the nearest.
