@@ -164,10 +164,11 @@ def _all_calls(x: Tensor, references: Tensor) -> Callable[[], None]:
 def test_opcheck_accepts_every_operator_of_the_family(dtype, operator_calls):
     x, references = (torch.randn(n, 3, dtype=dtype, requires_grad=True) for n in (9, 12))
     calls = operator_calls(_all_calls(x, references))
+    # The counts of a search are for benchmarks, on CUDA alone.
     assert {f.overloadpacket.__name__ for f, _ in calls} == {
         name.removeprefix("dmlfast::")
         for name in torch._C._dispatch_get_all_op_names()
-        if name.startswith("dmlfast::neighbors_")
+        if name.startswith("dmlfast::neighbors_") and name != "dmlfast::neighbors_search_counts"
     }
     for function, arguments in calls:
         backward = function.overloadpacket.__name__.endswith("_backward")
