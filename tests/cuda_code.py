@@ -84,12 +84,6 @@ def find_tools() -> Tools | None:
     return Tools(cuobjdump, nvdisasm) if cuobjdump and nvdisasm else None
 
 
-def names_of(architecture: str) -> set[str]:
-    """What an entry of the build's list, such as 12.0+PTX, is called in an object file."""
-    number = architecture.removesuffix("+PTX").replace(".", "")
-    return {f"sm_{number}"} | ({f"sm_{number}.ptx"} if architecture.endswith("+PTX") else set())
-
-
 def read(tools: Tools, objects: Iterable[Path], folder: Path) -> list[Code]:
     """The code of object files; their parts are extracted into the folder."""
     objects = list(objects)
@@ -149,11 +143,12 @@ def _kernels(tools: Tools, image: Path) -> list[Kernel]:
 
 
 def missing_architectures(codes: Iterable[Code], expected: Iterable[str]) -> list[str]:
-    """Complaints about object files that lack an architecture, or kernels for it."""
+    """Complaints about object files that lack an architecture, or kernels for it; sm_80.ptx is the
+    portable code from 8.0 on."""
     complaints = []
     for code in codes:
         populated = {kernel.architecture for kernel in code.kernels}
-        for architecture in sorted(set().union(*map(names_of, expected))):
+        for architecture in sorted(expected):
             if architecture not in code.architectures:
                 complaints.append(f"{code.source}: nothing for {architecture}")
             elif not architecture.endswith(".ptx") and architecture not in populated:
