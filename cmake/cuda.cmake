@@ -57,6 +57,8 @@ set(cuda_sources
   csrc/cuda/contrast_triplet_bounds.cu
   csrc/cuda/contrast_triplet_gradient.cu
   csrc/cuda/engine/collect.cu
+  csrc/cuda/engine/gradient_rows.cu
+  csrc/cuda/engine/pack.cu
   csrc/cuda/engine/window.cu
   csrc/cuda/neighbors.cpp
   csrc/cuda/neighbors_gradient.cu

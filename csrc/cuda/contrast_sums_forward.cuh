@@ -5,30 +5,6 @@
 
 namespace dmlfast::cuda {
 
-// Calls f with a value of the type of the elements; float64 is served elsewhere.
-template <class F>
-auto with_element_type(ElementType type, const F& f) {
-  switch (type) {
-#ifndef DMLFAST_EMULATION
-    case ElementType::float16:
-      return f(__half{});
-    case ElementType::bfloat16:
-      return f(__nv_bfloat16{});
-#endif
-    default:
-      return f(float{});
-  }
-}
-
-PackedPair launch_pack_sums(const SumArguments& a, const SumPairMemory& memory,
-                            cudaStream_t stream) {
-  return with_element_type(a.x.type, [&](auto type) {
-    using T = decltype(type);
-    return launch_pack_pair(a.x.as<T>(), a.order, a.references.as<T>(), a.reference_order,
-                            a.within_batch, a.metric, memory.packed, stream);
-  });
-}
-
 void launch_sum_walk(const WalkTask& task, const SumPolicyArguments& arguments, bool is_split,
                      int shared_bytes, cudaStream_t stream) {
   const SumPolicy policy(arguments);
@@ -63,7 +39,7 @@ void launch_sums(const SumArguments& a, const SumResults& results, void* memory_
   const SumsMemory memory = SumsMemory::take(workspace, a);
   const PackedPair pair = launch_pack_sums(a, memory.pairs, stream);
   const DistanceTask distances = launch_sum_preparation(a, pair, memory.pairs, stream);
-  const WalkTask task = walk_task(pair.x, pair.y, a.wanted_items);
+  const WalkTask task = walk_of(pair.x, pair.y, a.wanted_items);
   const SumSide positive = side_of(a, memory.pairs, kPositive);
   const SumSide negative = side_of(a, memory.pairs, kNegative);
   if (positive.form != SumForm::none || negative.form != SumForm::none) {
@@ -79,7 +55,7 @@ void launch_sums(const SumArguments& a, const SumResults& results, void* memory_
                            split,
                            memory.parts,
                            results};
-  DMLFAST_LAUNCH(join_sums_kernel, dim3{sum_blocks(a.x.rows)}, kSumThreads, stream, join);
+  DMLFAST_LAUNCH(join_sums_kernel, element_blocks(a.x.rows), kElementThreads, stream, join);
 }
 
 }  // namespace dmlfast::cuda

@@ -133,7 +133,7 @@ class SumGradientPolicy {
   };
 
   __device__ ClassSpans spans_of(const BlockRows& rows) const {
-    return class_spans(a_.ranges, rows, a_.distances.x.rows);
+    return {a_.ranges, rows, a_.distances.x.rows};
   }
 
   __device__ static void leave_out_self(const BlockRows& rows, const Tile& tile,
@@ -296,7 +296,7 @@ WeightArguments launch_side_weights(const SumGradientArguments& arguments,
                                     const SumGradientMemory& memory, const DistanceTask& distances,
                                     int shared_bytes, cudaStream_t stream) {
   const SumArguments& a = arguments.pairs;
-  const WalkTask task = walk_task(distances.x, distances.y, a.wanted_items);
+  const WalkTask task = walk_of(distances.x, distances.y, a.wanted_items);
   const Split split =
       split_of(distances.x.rows, kTileRows, distances.y.tiles(), task.queries.wanted_items);
   WeightArguments weights{};
@@ -319,13 +319,13 @@ WeightArguments launch_side_weights(const SumGradientArguments& arguments,
       sums.side[side].form = SumForm::none;
     }
   }
-  const dim3 blocks{sum_blocks(a.x.rows)};
+  const dim3 blocks = element_blocks(a.x.rows);
   if (has_exponents(a)) {
     DMLFAST_LAUNCH(want_nothing_kernel, dim3{1}, 1, stream, memory.is_wanted);
-    DMLFAST_LAUNCH(want_sums_kernel, blocks, kSumThreads, stream, weights);
+    DMLFAST_LAUNCH(want_sums_kernel, blocks, kElementThreads, stream, weights);
     launch_sum_walk(task, sums, is_split(a), shared_bytes, stream);
   }
-  DMLFAST_LAUNCH(side_weights_kernel, blocks, kSumThreads, stream, weights,
+  DMLFAST_LAUNCH(side_weights_kernel, blocks, kElementThreads, stream, weights,
                  static_cast<int>(padded_rows(a.x.rows)));
   return weights;
 }
@@ -338,7 +338,7 @@ void launch_gradient(const SumArguments& a, const SumGradientPolicyArguments& po
   if (distances.x.rows == 0) {
     return;
   }
-  const GradientTask task{walk_task(distances.x, distances.y, wanted_gradient_items(a)), distances,
+  const GradientTask task{walk_of(distances.x, distances.y, wanted_gradient_items(a)), distances,
                           sums};
   const SumGradientPolicy policy(policy_arguments);
   if (is_split(a)) {
@@ -353,18 +353,14 @@ void launch_gradient(const SumArguments& a, const SumGradientPolicyArguments& po
 SumGradientPolicyArguments launch_exchange(const SumArguments& a,
                                            const SumGradientPolicyArguments& of_x,
                                            const ClassRanges& ranges, cudaStream_t stream) {
-  const LabelledRows<float> x{a.x.as<float>(), a.labels, a.order};
-  const LabelledRows<float> y{a.references.as<float>(), a.reference_labels, a.reference_order};
-  DMLFAST_LAUNCH((class_ranges_kernel<float>), dim3{sum_blocks(a.references.rows)}, kSumThreads,
-                 stream, y, x, ranges);
+  launch_class_places(labels_of_references(a), labels_of_anchors(a), nullptr, nullptr,
+                      {ranges, nullptr}, stream);
   SumGradientPolicyArguments of_y = of_x;
-  const DistanceTask& from = of_x.distances;
-  of_y.distances = {from.metric, from.scale,   from.y,       from.x, from.y_rows,
-                    from.x_rows, from.y_order, from.x_order, nullptr};
+  of_y.distances = exchanged(of_x.distances);
   of_y.ranges = ranges;
   of_y.rows_are_anchors = false;
   of_y.columns_are_anchors = true;
-  of_y.column_self = from.self;
+  of_y.column_self = of_x.distances.self;
   return of_y;
 }
 
@@ -392,7 +388,7 @@ void launch_sums_gradient(const SumGradientArguments& arguments, void* memory_ad
                               split,
                               memory.slopes,
                               {arguments.grad_bound[kPositive], arguments.grad_bound[kNegative]}};
-  DMLFAST_LAUNCH(bound_gradients_kernel, dim3{sum_blocks(a.x.rows)}, kSumThreads, stream, bounds);
+  DMLFAST_LAUNCH(bound_gradients_kernel, element_blocks(a.x.rows), kElementThreads, stream, bounds);
   if (!a.within_batch) {
     const SumGradientPolicyArguments of_y =
         launch_exchange(a, of_x, memory.reference_ranges, stream);

@@ -22,7 +22,7 @@ struct SumPolicyArguments {
 };
 
 inline int64_t sum_part_elements(const SumArguments& a) {
-  const int wanted = a.wanted_items > 0 ? a.wanted_items : kWantedItems;
+  const int wanted = wanted_or_usual(a.wanted_items);
   return int64_t{most_items(static_cast<int>(a.x.rows), kTileRows, wanted)} * kTileRows * kSides;
 }
 

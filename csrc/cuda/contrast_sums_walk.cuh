@@ -102,7 +102,7 @@ class SumPolicy {
   }
 
   __device__ ClassSpans spans_of(const BlockRows& rows) const {
-    return class_spans(a_.ranges, rows, a_.distances.x.rows);
+    return {a_.ranges, rows, a_.distances.x.rows};
   }
 
   __device__ static SumPart& part_of(int row, int side) {

@@ -12,7 +12,7 @@ struct LossMemory {
     LossMemory memory{};
     memory.triplets = TripletMemory::take(workspace, a);
     memory.parts = workspace.take<TripletPart>(
-        triplet_items(a.x.rows, a.references.rows, wanted_items(a)) * kTileRows);
+        triplet_items(a.x.rows, a.references.rows, wanted_or_usual(a.wanted_items)) * kTileRows);
     return memory;
   }
 };
@@ -51,7 +51,7 @@ void launch_triplet(const TripletArguments& a, const TripletResults& results, vo
   const LossMemory memory = LossMemory::take(workspace, a);
   const TripletMemory& triplets = memory.triplets;
   const PackedPair pair = launch_triplet_preparation(a, triplets, shared_bytes, stream);
-  WalkTask task = triplet_walk(a, pair.x, pair.y);
+  WalkTask task = walk_of(pair.x, pair.y, a.wanted_items);
   for (int pass = 0; pass < triplet_passes(a); ++pass) {
     const TripletPolicyArguments arguments{
         triplet_distances(a, pair, triplets),
@@ -69,8 +69,8 @@ void launch_triplet(const TripletArguments& a, const TripletResults& results, vo
     }
   }
   const Split split = split_of(pair.x.rows, kTileRows, pair.y.tiles(), task.queries.wanted_items);
-  DMLFAST_LAUNCH(join_triplets_kernel, dim3{triplet_blocks(a.x.rows)}, kTripletThreads, stream,
-                 pair.x, a.order, split, memory.parts, results);
+  DMLFAST_LAUNCH(join_triplets_kernel, element_blocks(a.x.rows), kElementThreads, stream, pair.x,
+                 a.order, split, memory.parts, results);
 }
 
 }  // namespace dmlfast::cuda

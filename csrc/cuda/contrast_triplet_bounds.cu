@@ -1,3 +1,5 @@
+#include <utility>
+
 #include "contrast_triplet_bounds.cuh"
 #include "engine/exact_walk.cuh"
 #include "neighbors.h"
@@ -6,21 +8,6 @@
 namespace dmlfast::cuda {
 
 namespace {
-
-// Calls f with a value of the type of the elements; float64 is served elsewhere.
-template <class F>
-auto with_rows_type(ElementType type, const F& f) {
-  switch (type) {
-#ifndef DMLFAST_EMULATION
-    case ElementType::float16:
-      return f(__half{});
-    case ElementType::bfloat16:
-      return f(__nv_bfloat16{});
-#endif
-    default:
-      return f(float{});
-  }
-}
 
 // The least float32 number that is not less: a float32 distance is below it just where it is below
 // the bound itself. Distances under the Euclidean metrics are not below 0, nor below bounds that
@@ -107,8 +94,8 @@ class BoundPolicy {
 // The greatest numbers of the rows of each tile; a warp a tile.
 __global__ void tile_numbers_kernel(PackedRows rows, RowNumbers* numbers) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  for (int tile = blockIdx.x * kPackWarps + threadIdx.x / 32; tile < rows.tiles();
-       tile += gridDim.x * kPackWarps) {
+  for (int tile = blockIdx.x * kElementWarps + threadIdx.x / 32; tile < rows.tiles();
+       tile += gridDim.x * kElementWarps) {
     RowNumbers greatest = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
     for (int row = lane; row < kTileRows; row += 32) {
       raise(greatest, rows.numbers[int64_t{tile} * kTileRows + row]);
@@ -127,8 +114,8 @@ __global__ void tile_numbers_kernel(PackedRows rows, RowNumbers* numbers) {
 __global__ void most_kernel(ClassRanges ranges, int anchors, int limit, int32_t* most) {
   const int tiles = (anchors + kTileRows - 1) / kTileRows;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  for (int tile = blockIdx.x * kPackWarps + threadIdx.x / 32; tile < tiles;
-       tile += gridDim.x * kPackWarps) {
+  for (int tile = blockIdx.x * kElementWarps + threadIdx.x / 32; tile < tiles;
+       tile += gridDim.x * kElementWarps) {
     const int end = min((tile + 1) * kTileRows, anchors);
     int greatest = 0;
     for (int i = tile * kTileRows + lane; i < end; i += 32) {
@@ -150,7 +137,7 @@ __global__ void passes_kernel(const int32_t* most, int anchors, int references, 
     greatest = max(greatest, most[tile]);
   }
   greatest = warp_greatest(greatest);
-  for (int pass = threadIdx.x; pass < passes; pass += kTripletThreads) {
+  for (int pass = threadIdx.x; pass < passes; pass += kElementThreads) {
     const bool serves = pass == 0 || int64_t{pass} * limit < greatest;
     pass_anchors[pass] = serves ? anchors : 0;
     pass_references[pass] = serves ? references : 0;
@@ -174,11 +161,12 @@ __global__ void clear_bounds_kernel(TripletBounds bounds, const int32_t* anchors
 
 // The bounds of chosen positives, and their columns.
 __global__ void chosen_bounds_kernel(TripletArguments a, TripletMemory memory) {
+  const Labels references = labels_of_references(a);
   for (int64_t p = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; p < a.x.rows;
        p += int64_t{gridDim.x} * blockDim.x) {
     const int64_t anchor = a.order[p];
     const int64_t index = memory.chosen_index[anchor];
-    memory.chosen_column[p] = index < 0 ? -1 : memory.position[index];
+    memory.chosen_column[p] = position_of(references, index);
     memory.bound[p] =
         index < 0 ? -INFINITY : bound_of(a.metric, memory.chosen_distance[anchor], a.margin);
   }
@@ -216,7 +204,6 @@ TripletMemory TripletMemory::take(Workspace& workspace, const TripletArguments& 
   memory.ranges.begin = workspace.take<int32_t>(a.x.rows);
   memory.ranges.end = workspace.take<int32_t>(a.x.rows);
   memory.self = workspace.take<int32_t>(a.self_index == nullptr ? 0 : a.x.rows);
-  memory.position = workspace.take<int32_t>(a.references.rows);
   memory.x_norms = workspace.take<double>(has_norms ? a.x.rows : 0);
   memory.y_norms = workspace.take<double>(has_norms ? a.references.rows : 0);
   memory.x_numbers = workspace.take<RowNumbers>(padded_rows(a.x.rows) / kTileRows);
@@ -229,7 +216,7 @@ TripletMemory TripletMemory::take(Workspace& workspace, const TripletArguments& 
   memory.chosen_index = workspace.take<int64_t>(chooses ? a.x.rows : 0);
   memory.chosen_column = workspace.take<int32_t>(chooses ? a.x.rows : 0);
   if (chooses) {
-    with_rows_type(a.x.type, [&](auto type) {
+    with_narrow_type_of(a.x, [&](auto type) {
       using T = decltype(type);
       memory.selection =
           workspace.take<unsigned char>(select_memory_bytes(selection_of<T>(a, memory)));
@@ -240,36 +227,26 @@ TripletMemory TripletMemory::take(Workspace& workspace, const TripletArguments& 
 
 PackedPair launch_triplet_preparation(const TripletArguments& a, const TripletMemory& memory,
                                       int shared_bytes, cudaStream_t stream) {
-  const dim3 blocks{triplet_blocks(a.x.rows)};
-  const LabelledRows<float> x{a.x.as<float>(), a.labels, a.order};
-  const LabelledRows<float> y{a.references.as<float>(), a.reference_labels, a.reference_order};
-  // Only labels and orders are read.
-  DMLFAST_LAUNCH((class_ranges_kernel<float>), blocks, kTripletThreads, stream, x, y,
-                 memory.ranges);
-  DMLFAST_LAUNCH(inverse_kernel, dim3{triplet_blocks(a.references.rows)}, kTripletThreads, stream,
-                 a.reference_order, a.references.rows, memory.position);
-  if (a.self_index != nullptr) {
-    DMLFAST_LAUNCH(self_kernel, blocks, kTripletThreads, stream, a.self_index, a.order, a.x.rows,
-                   memory.position, a.references.rows, memory.self);
-  }
+  const ClassPlaces places{memory.ranges, a.self_index == nullptr ? nullptr : memory.self};
+  launch_class_places(labels_of_anchors(a), labels_of_references(a), a.self_index, nullptr, places,
+                      stream);
   const bool is_all = a.positives == TripletPositives::all;
   const int64_t tiles = padded_rows(a.x.rows) / kTileRows;
-  DMLFAST_LAUNCH(most_kernel, dim3{grid_for((tiles + kPackWarps - 1) / kPackWarps)}, kPackThreads,
-                 stream, memory.ranges, static_cast<int>(a.x.rows), is_all ? INT_MAX : 1,
-                 memory.most);
-  DMLFAST_LAUNCH(passes_kernel, dim3{1}, kTripletThreads, stream, memory.most,
+  DMLFAST_LAUNCH(most_kernel, element_blocks(tiles * 32), kElementThreads, stream, memory.ranges,
+                 static_cast<int>(a.x.rows), is_all ? INT_MAX : 1, memory.most);
+  DMLFAST_LAUNCH(passes_kernel, dim3{1}, kElementThreads, stream, memory.most,
                  static_cast<int>(a.x.rows), static_cast<int>(a.references.rows),
                  static_cast<int>(bounds_of_pass(a)), static_cast<int>(triplet_passes(a)),
                  memory.anchors, memory.references);
-  return with_rows_type(a.x.type, [&](auto type) {
+  const PackedPair pair = launch_pack_rows(a.x, a.order, a.references, a.reference_order,
+                                           is_within_batch(a), a.metric, memory.packed, stream);
+  for (const auto& [rows, numbers] :
+       {std::pair{pair.x, memory.x_numbers}, std::pair{pair.y, memory.y_numbers}}) {
+    DMLFAST_LAUNCH(tile_numbers_kernel, element_blocks(int64_t{rows.tiles()} * 32), kElementThreads,
+                   stream, rows, numbers);
+  }
+  with_narrow_type_of(a.x, [&](auto type) {
     using T = decltype(type);
-    const PackedPair pair =
-        launch_pack_pair(a.x.as<T>(), a.order, a.references.as<T>(), a.reference_order,
-                         is_within_batch(a), a.metric, memory.packed, stream);
-    DMLFAST_LAUNCH(tile_numbers_kernel, dim3{triplet_blocks(pair.x.tiles() * 32)}, kPackThreads,
-                   stream, pair.x, memory.x_numbers);
-    DMLFAST_LAUNCH(tile_numbers_kernel, dim3{triplet_blocks(pair.y.tiles() * 32)}, kPackThreads,
-                   stream, pair.y, memory.y_numbers);
     if (a.metric == Metric::cosine) {
       launch_norms(a.x.as<T>(), memory.x_norms, stream);
       launch_norms(a.references.as<T>(), memory.y_norms, stream);
@@ -277,8 +254,8 @@ PackedPair launch_triplet_preparation(const TripletArguments& a, const TripletMe
     if (!is_all) {
       launch_select(selection_of<T>(a, memory), memory.selection, shared_bytes, stream);
     }
-    return pair;
   });
+  return pair;
 }
 
 TripletBounds launch_triplet_bounds(const TripletArguments& a, const TripletMemory& memory,
@@ -289,14 +266,14 @@ TripletBounds launch_triplet_bounds(const TripletArguments& a, const TripletMemo
       memory.bound,          memory.most,  is_all ? memory.ranges.begin : memory.chosen_column,
       padded_rows(a.x.rows), pass * limit, limit};
   const int32_t* const anchors = memory.anchors + pass;
-  DMLFAST_LAUNCH(clear_bounds_kernel, dim3{triplet_blocks(bounds.anchors)}, kTripletThreads, stream,
+  DMLFAST_LAUNCH(clear_bounds_kernel, element_blocks(bounds.anchors), kElementThreads, stream,
                  bounds, anchors, memory.bound, hits);
   if (!is_all) {
-    DMLFAST_LAUNCH(chosen_bounds_kernel, dim3{triplet_blocks(a.x.rows)}, kTripletThreads, stream, a,
+    DMLFAST_LAUNCH(chosen_bounds_kernel, element_blocks(a.x.rows), kElementThreads, stream, a,
                    memory);
     return bounds;
   }
-  with_rows_type(a.x.type, [&](auto type) {
+  with_narrow_type_of(a.x, [&](auto type) {
     using T = decltype(type);
     const ExactOperands<T> operands{a.x.as<T>(), a.references.as<T>(),
                                     a.order,     a.reference_order,

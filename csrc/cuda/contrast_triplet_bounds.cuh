@@ -5,13 +5,11 @@
 #pragma once
 
 #include "contrast_triplet.h"
-#include "engine/class_ranges.cuh"
+#include "engine/class_columns.cuh"
 #include "engine/distances.cuh"
 #include "engine/queries.cuh"
 
 namespace dmlfast::cuda {
-
-constexpr int kTripletThreads = 256;
 
 // The bounds of one pass.
 struct TripletBounds {
@@ -44,7 +42,6 @@ struct TripletMemory {
   PackPairMemory packed;
   ClassRanges ranges;  // by anchor position, of its class among the references
   int32_t* self;       // by anchor position
-  int32_t* position;   // of each reference in the order of the labels
   double* x_norms;     // by row
   double* y_norms;
   RowNumbers* x_numbers;  // by tile
@@ -63,15 +60,18 @@ struct TripletMemory {
 
 // Anchors and references that are the same rows in the same order are packed once.
 inline bool is_within_batch(const TripletArguments& a) {
-  const AnyRows& x = a.x;
-  const AnyRows& y = a.references;
-  return x.data == y.data && x.rows == y.rows && x.row_stride == y.row_stride &&
-         x.column_stride == y.column_stride && a.order == a.reference_order;
+  return are_same_rows(a.x, a.references) && a.order == a.reference_order;
 }
 
-inline bool is_split(const TripletArguments& a) {
-  return a.x.type == ElementType::float32 && !a.is_fast;
+DMLFAST_HOST_DEVICE inline Labels labels_of_anchors(const TripletArguments& a) {
+  return {a.labels, a.order, a.x.rows};
 }
+
+DMLFAST_HOST_DEVICE inline Labels labels_of_references(const TripletArguments& a) {
+  return {a.reference_labels, a.reference_order, a.references.rows};
+}
+
+inline bool is_split(const TripletArguments& a) { return is_split(a.x.type, a.is_fast); }
 
 // Bounds of a pass: a few times the memory of the rows, or of 4 Mi numbers.
 inline int64_t bounds_of_pass(const TripletArguments& a) {
@@ -101,23 +101,6 @@ inline float rounded_sums(const TripletArguments& a) {
   return static_cast<float>(padded_columns(a.x.columns) / kStepColumns + 1) * 0x1p-23f;
 }
 
-inline unsigned triplet_blocks(int64_t threads) {
-  return grid_for((threads + kTripletThreads - 1) / kTripletThreads);
-}
-
-inline int wanted_items(const TripletArguments& a) {
-  return a.wanted_items > 0 ? a.wanted_items : kWantedItems;
-}
-
-inline WalkTask triplet_walk(const TripletArguments& a, const PackedRows& x, const PackedRows& y) {
-  WalkTask task{};
-  task.x = x;
-  task.y = y;
-  task.queries = {nullptr, nullptr, x.rows, wanted_items(a)};
-  task.thresholds = 1;
-  return task;
-}
-
 // Items of a walk: its row blocks, times the parts of their columns.
 inline int64_t triplet_items(int64_t rows, int64_t columns, int wanted) {
   const int tiles = static_cast<int>(padded_rows(columns) / kTileRows);
@@ -143,41 +126,6 @@ inline DistanceTask triplet_distances(const TripletArguments& a, const PackedPai
           a.order,
           a.reference_order,
           a.self_index == nullptr ? nullptr : memory.self};
-}
-
-// Where the rows of a block meet their own classes, for rows and columns in the order of their
-// labels: what the first and the last row have bounds what is between.
-struct OwnColumns {
-  ClassSpan any;  // columns outside are of other classes than all rows
-  ClassSpan all;  // columns inside are of the class of all rows
-
-  __device__ OwnColumns(const ClassRanges& ranges, const BlockRows& rows, int number)
-      : any{0, 0}, all{0, 0} {
-    const int first = rows.first_place;
-    const int last = min(first + kTileRows, number) - 1;
-    any = {ranges.begin[first], ranges.end[last]};
-    if (ranges.begin[last] == any.begin && ranges.end[first] == any.end) {
-      all = any;
-    }
-  }
-
-  __device__ bool has_own(const Tile& tile) const {
-    return tile.first_column < any.end && any.begin < tile.first_column + kTileColumns;
-  }
-  __device__ bool has_other(const Tile& tile) const {
-    return tile.first_column < all.begin || all.end < tile.first_column + kTileColumns;
-  }
-};
-
-// The columns of the class of one of the calling thread's rows.
-__device__ inline ClassSpan own_columns(const ClassRanges& ranges, const BlockRows& rows,
-                                        int slot) {
-  const int row = rows.anchors[tile_row(slot)];
-  return row < 0 ? ClassSpan{0, 0} : ClassSpan{ranges.begin[row], ranges.end[row]};
-}
-
-__device__ inline bool holds(const ClassSpan& span, int column) {
-  return column >= span.begin && column < span.end;
 }
 
 }  // namespace dmlfast::cuda

@@ -170,9 +170,8 @@ __device__ inline uint32_t near_bounds(const Bounds& bounds, const DistanceError
         greatest = fmaxf(greatest, bound == -INFINITY ? 0.0f : size);
       }
       closest = fminf(closest, fabsf(values[j] - bound));
-      if (Bounds::kByColumn && j % 4 == 3) {
-        // Keeps the compiler from having the bounds of all columns in registers at once.
-        __syncwarp();
+      if constexpr (Bounds::kByColumn) {
+        keep_column_order(j);
       }
     }
     const float distance = error.near(lowest, greatest);
@@ -183,8 +182,8 @@ __device__ inline uint32_t near_bounds(const Bounds& bounds, const DistanceError
     for (int j = 0; j < Fragment::kColumns; ++j) {
       const float away = fabsf(values[j] - bounds.value(place, slot, j));
       near |= away <= distance ? 1u << j : 0u;
-      if (Bounds::kByColumn && j % 4 == 3) {
-        __syncwarp();
+      if constexpr (Bounds::kByColumn) {
+        keep_column_order(j);
       }
     }
   }

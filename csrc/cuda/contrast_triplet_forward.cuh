@@ -18,31 +18,58 @@ struct TripletPolicyArguments {
   TripletExactness exact;
 };
 
-// The distances of a tile to negatives, NaN for others. Read anew for each tile, ranges and bounds
-// are in no register while products are summed.
+// What walks over the negatives of anchors have in common. Read anew for each tile, ranges and
+// bounds are in no register while products are summed.
 template <bool kExact>
-__device__ inline void take_negatives(const TripletPolicyArguments& a, const BlockRows& rows,
-                                      const Tile& tile, const OwnColumns& own,
-                                      const RowBounds& bounds, Fragment& fragment) {
-  hold_sums(fragment.value);
-  const Distances distances(a.distances, rows);
-  distances.convert(a.distances, tile, fragment);
-  hold_sums(fragment.value);
-  if (own.has_own(tile)) {
+class NegativesPolicy {
+ public:
+  static constexpr bool kMultiplies = true;
+  static constexpr int kColumnValues = 1;
+
+  explicit NegativesPolicy(const TripletPolicyArguments& arguments) : a_(arguments) {}
+
+  __device__ const float* column_values(int) const { return a_.distances.y.norm; }
+  __device__ TileRange tiles(const BlockRows& rows) const {
+    return {0, a_.bounds.places(rows.first_place / kTileRows) == 0 ? 0 : INT_MAX};
+  }
+
+ protected:
+  // Whether a tile has negatives; then their distances, NaN for others.
+  __device__ bool take_negatives(const BlockRows& rows, const Tile& tile,
+                                 Fragment& fragment) const {
+    const ClassSpans classes(a_.ranges, rows, a_.distances.x.rows);
+    if (!classes.has_other(tile)) {
+      return false;
+    }
+    hold_sums(fragment.value);
+    const Distances distances(a_.distances, rows);
+    distances.convert(a_.distances, tile, fragment);
+    hold_sums(fragment.value);
+    if (classes.has_own(tile)) {
+      leave_out_own(rows, tile, fragment);
+    }
+    if constexpr (kExact) {
+      make_exact(a_.distances, a_.exact, rows, tile, RowBounds(a_.bounds, rows, tile),
+                 distances.unit(), fragment);
+    }
+    return true;
+  }
+
+  TripletPolicyArguments a_;
+
+ private:
+  __device__ void leave_out_own(const BlockRows& rows, const Tile& tile, Fragment& fragment) const {
 #pragma unroll
     for (int slot = 0; slot < Fragment::kRows; ++slot) {
-      const ClassSpan span = own_columns(a.ranges, rows, slot);
+      const OwnColumns own(a_.ranges, rows, tile, slot);
 #pragma unroll
       for (int j = 0; j < Fragment::kColumns; ++j) {
         float& value = fragment.value[slot][j];
-        value = holds(span, tile.column(j)) ? NAN : value;
+        value = own.holds(j) ? NAN : value;
       }
     }
   }
-  if constexpr (kExact) {
-    make_exact(a.distances, a.exact, rows, tile, bounds, distances.unit(), fragment);
-  }
-}
+};
 
 // Adds to a sum and to what its rounding has lost.
 __device__ inline void add_triplets(float& sum, float& lost, float term) {
@@ -54,19 +81,14 @@ __device__ inline void add_triplets(float& sum, float& lost, float term) {
 
 // Sums the losses of each anchor.
 template <bool kExact>
-class TripletLossPolicy {
- public:
-  static constexpr bool kMultiplies = true;
-  static constexpr int kColumnValues = 1;
+class TripletLossPolicy : public NegativesPolicy<kExact> {
+  using Negatives = NegativesPolicy<kExact>;
+  using Negatives::a_;
 
+ public:
   // Parts of earlier passes are added to.
   TripletLossPolicy(const TripletPolicyArguments& arguments, TripletPart* parts)
-      : a_(arguments), parts_(parts) {}
-
-  __device__ const float* column_values(int) const { return a_.distances.y.norm; }
-  __device__ TileRange tiles(const BlockRows& rows) const {
-    return {0, a_.bounds.places(rows.first_place / kTileRows) == 0 ? 0 : INT_MAX};
-  }
+      : Negatives(arguments), parts_(parts) {}
 
   // Sums are in shared memory, to be in no register while products are summed; the first lane of a
   // quad, whose lanes have parts of the same rows, adds to them.
@@ -85,12 +107,10 @@ class TripletLossPolicy {
   }
 
   __device__ void take(State& s, const Tile& tile, Fragment& fragment) const {
-    const OwnColumns own(a_.ranges, *s.rows, a_.distances.x.rows);
-    if (!own.has_other(tile)) {
+    if (!this->take_negatives(*s.rows, tile, fragment)) {
       return;
     }
     const RowBounds bounds(a_.bounds, *s.rows, tile);
-    take_negatives<kExact>(a_, *s.rows, tile, own, bounds, fragment);
 #pragma unroll
     for (int slot = 0; slot < Fragment::kRows; ++slot) {
       add(bounds, slot, fragment.value[slot]);
@@ -146,24 +166,18 @@ class TripletLossPolicy {
     }
   }
 
-  TripletPolicyArguments a_;
   TripletPart* parts_;
 };
 
 // Counts the triplets of each positive.
 template <bool kExact>
-class TripletHitsPolicy {
+class TripletHitsPolicy : public NegativesPolicy<kExact> {
+  using Negatives = NegativesPolicy<kExact>;
+  using Negatives::a_;
+
  public:
-  static constexpr bool kMultiplies = true;
-  static constexpr int kColumnValues = 1;
-
   TripletHitsPolicy(const TripletPolicyArguments& arguments, int32_t* hits)
-      : a_(arguments), hits_(hits) {}
-
-  __device__ const float* column_values(int) const { return a_.distances.y.norm; }
-  __device__ TileRange tiles(const BlockRows& rows) const {
-    return {0, a_.bounds.places(rows.first_place / kTileRows) == 0 ? 0 : INT_MAX};
-  }
+      : Negatives(arguments), hits_(hits) {}
 
   struct State {
     const BlockRows* rows;
@@ -172,12 +186,10 @@ class TripletHitsPolicy {
   __device__ void start(State& s, const BlockRows& rows) const { s.rows = &rows; }
 
   __device__ void take(State& s, const Tile& tile, Fragment& fragment) const {
-    const OwnColumns own(a_.ranges, *s.rows, a_.distances.x.rows);
-    if (!own.has_other(tile)) {
+    if (!this->take_negatives(*s.rows, tile, fragment)) {
       return;
     }
     const RowBounds bounds(a_.bounds, *s.rows, tile);
-    take_negatives<kExact>(a_, *s.rows, tile, own, bounds, fragment);
 #pragma unroll
     for (int slot = 0; slot < Fragment::kRows; ++slot) {
       count(*s.rows, bounds, slot, fragment.value[slot]);
@@ -210,7 +222,6 @@ class TripletHitsPolicy {
     }
   }
 
-  TripletPolicyArguments a_;
   int32_t* hits_;
 };
 

@@ -14,9 +14,7 @@ int gradient_items(const TripletArguments& a) {
 }
 
 WalkTask gradient_walk_task(const TripletArguments& a, const PackedRows& x, const PackedRows& y) {
-  WalkTask task = triplet_walk(a, x, y);
-  task.queries.wanted_items = gradient_items(a);
-  return task;
+  return walk_of(x, y, gradient_items(a));
 }
 
 struct GradientMemory {
@@ -86,12 +84,6 @@ void launch_hits(const TripletArguments& a, WalkTask task, const TripletPolicyAr
   }
 }
 
-// The same with the roles of rows and columns exchanged.
-DistanceTask exchanged(const DistanceTask& task) {
-  return {task.metric, task.scale,   task.y,       task.x, task.y_rows,
-          task.x_rows, task.y_order, task.x_order, nullptr};
-}
-
 TripletExactness exchanged(const TripletExactness& exact) {
   return {exact.y_norms, exact.x_norms, exact.y_numbers, exact.x_numbers, exact.rounded_sums};
 }
@@ -137,13 +129,10 @@ void launch_triplet_gradient(const TripletArguments& a, const TripletGradients& 
   Workspace workspace(memory_address);
   const GradientMemory memory = GradientMemory::take(workspace, a);
   const PackedPair pair = launch_triplet_preparation(a, memory.triplets, shared_bytes, stream);
-  // Only labels and orders are read.
-  const LabelledRows<float> x{a.x.as<float>(), a.labels, a.order};
-  const LabelledRows<float> y{a.references.as<float>(), a.reference_labels, a.reference_order};
-  DMLFAST_LAUNCH((class_ranges_kernel<float>), dim3{triplet_blocks(a.references.rows)},
-                 kTripletThreads, stream, y, x, memory.reference_ranges);
-  DMLFAST_LAUNCH(upstream_kernel, dim3{triplet_blocks(padded_rows(a.x.rows))}, kTripletThreads,
-                 stream, pair.x, a.order, gradients, memory);
+  launch_class_places(labels_of_references(a), labels_of_anchors(a), nullptr, nullptr,
+                      {memory.reference_ranges, nullptr}, stream);
+  DMLFAST_LAUNCH(upstream_kernel, element_blocks(padded_rows(a.x.rows)), kElementThreads, stream,
+                 pair.x, a.order, gradients, memory);
   const DistanceTask distances = triplet_distances(a, pair, memory.triplets);
   GradientTasks tasks{};
   tasks.x.walk = gradient_walk_task(a, pair.x, pair.y);

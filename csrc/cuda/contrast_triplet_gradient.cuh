@@ -42,24 +42,24 @@ class TripletWeightPolicy {
 
   __device__ void weigh(const State& s, const Tile& tile, Fragment& fragment) const {
     const BlockRows& rows = *s.rows;
-    const OwnColumns own(a_.ranges, rows, a_.distances.x.rows);
+    const ClassSpans classes(a_.ranges, rows, a_.distances.x.rows);
     const Bounds bounds(a_.bounds, rows, tile);
     if (kByColumn && a_.self != nullptr) {
       leave_out_selves(rows, tile, fragment);
     }
-    if (own.has_other(tile)) {
+    if (classes.has_other(tile)) {
       if constexpr (kExact) {
         make_exact(a_.distances, a_.exact, rows, tile, bounds, Distances(a_.distances, rows).unit(),
                    fragment);
       }
     }
-    const bool has_own = own.has_own(tile);
+    const bool has_own = classes.has_own(tile);
 #pragma unroll
     for (int slot = 0; slot < Fragment::kRows; ++slot) {
-      const ClassSpan span = has_own ? own_columns(a_.ranges, rows, slot) : ClassSpan{0, 0};
+      const OwnColumns own = has_own ? OwnColumns(a_.ranges, rows, tile, slot) : OwnColumns();
 #pragma unroll
       for (int first = 0; first < Fragment::kColumns; first += kColumns) {
-        weigh_columns(rows, tile, bounds, span, slot, first, fragment.value[slot]);
+        weigh_columns(rows, tile, bounds, own, slot, first, fragment.value[slot]);
         __syncwarp();
       }
     }
@@ -79,15 +79,12 @@ class TripletWeightPolicy {
         float& value = fragment.value[slot][j];
         value = self == rows.first_place + tile_row(slot) ? NAN : value;
       }
-      // Keeps the compiler from having the selves of all columns in registers at once.
-      if (j % 4 == 3) {
-        __syncwarp();
-      }
+      keep_column_order(j);
     }
   }
 
   __device__ void weigh_columns(const BlockRows& rows, const Tile& tile, const Bounds& bounds,
-                                const ClassSpan& own, int slot, int first,
+                                const OwnColumns& own, int slot, int first,
                                 float (&distances)[Fragment::kColumns]) const {
     float triplets[kColumns] = {};
 #pragma unroll 1
@@ -106,7 +103,7 @@ class TripletWeightPolicy {
       const int column = tile.column(first + j);
       const float upstream = kByColumn ? tile.value(1, first + j) : row_upstream;
       float slope = -upstream * triplets[j];
-      if (holds(own, column)) {
+      if (own.holds(first + j)) {
         slope = upstream *
                 static_cast<float>(hits_of(kByColumn ? column : row, kByColumn ? row : column));
       }

@@ -105,10 +105,9 @@ void launch_class_search(const SelectArguments<T>& a, const Queries& queries,
                  memory.list, memory.count);
   const Queries open{memory.list, memory.count, queries.most, queries.wanted_items};
   launch_query_classes(a, memory.search, memory.count, stream);
-  const PackedPair pair = launch_pack_classes(
-      LabelledRows<T>{a.x, a.labels, a.order},
-      LabelledRows<T>{a.references, a.reference_labels, a.reference_order}, memory.search.ranges,
-      memory.count, is_within_batch(a), a.metric, memory.packed, stream);
+  const PackedPair pair =
+      launch_pack_classes(a.x, a.order, a.references, labels_of_references(a), memory.search.ranges,
+                          memory.count, is_within_batch(a), a.metric, memory.packed, stream);
   const PackGroups groups{memory.search.ranges.begin, memory.packed.centre, memory.packed.greatest};
   launch_search_numbers(a, pair, groups, memory.search, memory.count, stream);
   const Queries rest =

@@ -8,8 +8,6 @@
 
 namespace dmlfast::cuda {
 
-constexpr int kSlotThreads = 256;
-constexpr int kSlotWarps = kSlotThreads / 32;
 constexpr int kSlotColumns = 128;  // dimensions of a warp at once, four a lane
 constexpr int kLongList = 128;     // slots of a reference that one warp adds; longer: a block
 
@@ -83,9 +81,9 @@ __device__ inline double factor_of_none(const Rows<T>& x, int64_t anchor) {
 
 // One warp a slot.
 template <class T>
-__global__ void __launch_bounds__(kSlotThreads, 2) pair_kernel(GradientArguments<T> a) {
-  const int64_t step = int64_t{gridDim.x} * kSlotWarps;
-  for (int64_t slot = int64_t{blockIdx.x} * kSlotWarps + threadIdx.x / 32; slot < a.slots();
+__global__ void __launch_bounds__(kElementThreads, 2) pair_kernel(GradientArguments<T> a) {
+  const int64_t step = int64_t{gridDim.x} * kElementWarps;
+  for (int64_t slot = int64_t{blockIdx.x} * kElementWarps + threadIdx.x / 32; slot < a.slots();
        slot += step) {
     const int anchor = static_cast<int>(slot) / a.thresholds;
     const int64_t other = a.index[slot];
@@ -146,11 +144,12 @@ struct GradientShare {
 
 // One warp an anchor; thresholds are added in ascending order.
 template <class T>
-__global__ void __launch_bounds__(kSlotThreads, 2) anchor_gradient_kernel(GradientArguments<T> a) {
+__global__ void __launch_bounds__(kElementThreads, 2)
+    anchor_gradient_kernel(GradientArguments<T> a) {
   const bool differences = sums_differences(a.metric);
   const int64_t columns = a.x.columns;
-  const int64_t step = int64_t{gridDim.x} * kSlotWarps;
-  for (int64_t anchor = int64_t{blockIdx.x} * kSlotWarps + threadIdx.x / 32; anchor < a.x.rows;
+  const int64_t step = int64_t{gridDim.x} * kElementWarps;
+  for (int64_t anchor = int64_t{blockIdx.x} * kElementWarps + threadIdx.x / 32; anchor < a.x.rows;
        anchor += step) {
     for (int64_t k = threadIdx.x % 32; k < columns; k += kSlotColumns) {
       GradientShare share;
@@ -173,10 +172,10 @@ __global__ void __launch_bounds__(kSlotThreads, 2) anchor_gradient_kernel(Gradie
 
 // Where each reference's slots begin, one thread a reference.
 template <class T>
-__global__ void __launch_bounds__(kSlotThreads, 2) starts_kernel(GradientArguments<T> a) {
-  const int64_t step = int64_t{gridDim.x} * kSlotThreads;
-  for (int64_t other = int64_t{blockIdx.x} * kSlotThreads + threadIdx.x; other <= a.references.rows;
-       other += step) {
+__global__ void __launch_bounds__(kElementThreads, 2) starts_kernel(GradientArguments<T> a) {
+  const int64_t step = int64_t{gridDim.x} * kElementThreads;
+  for (int64_t other = int64_t{blockIdx.x} * kElementThreads + threadIdx.x;
+       other <= a.references.rows; other += step) {
     a.starts[other] = class_bound(a.index, a.slot_order, a.slots(), other, false);
   }
 }
@@ -218,7 +217,7 @@ __device__ __forceinline__ void add_slots(const GradientArguments<T>& a, int64_t
 // shares are added in their order.
 template <class T>
 __device__ inline void reference_gradient_of_block(const GradientArguments<T>& a, int64_t other,
-                                                   double (&partial)[kSlotWarps][kSlotColumns]) {
+                                                   double (&partial)[kElementWarps][kSlotColumns]) {
   const int64_t columns = a.references.columns;
   const int64_t begin = a.starts[other];
   const int64_t length = a.starts[other + 1] - begin;
@@ -226,8 +225,8 @@ __device__ inline void reference_gradient_of_block(const GradientArguments<T>& a
   const int lane = static_cast<int>(threadIdx.x) % 32;
   for (int64_t first = 0; first < columns; first += kSlotColumns) {
     GradientShare share;
-    add_slots(a, other, begin + length * warp / kSlotWarps,
-              begin + length * (warp + 1) / kSlotWarps, first + lane, share);
+    add_slots(a, other, begin + length * warp / kElementWarps,
+              begin + length * (warp + 1) / kElementWarps, first + lane, share);
     for (int i = 0; i < 4; ++i) {
       partial[warp][lane + 32 * i] = share.sums[i];
     }
@@ -235,7 +234,7 @@ __device__ inline void reference_gradient_of_block(const GradientArguments<T>& a
     const int64_t k = first + threadIdx.x;
     if (threadIdx.x < kSlotColumns && k < columns) {
       double sum = 0.0;
-      for (int part = 0; part < kSlotWarps; ++part) {
+      for (int part = 0; part < kElementWarps; ++part) {
         sum += partial[part][threadIdx.x];
       }
       a.grad_references[other * columns + k] = rounded<T>(sum);
@@ -247,14 +246,14 @@ __device__ inline void reference_gradient_of_block(const GradientArguments<T>& a
 // A block takes as many references as it has warps, each of which owns one, and together the
 // references that many anchors chose.
 template <class T>
-__global__ void __launch_bounds__(kSlotThreads, 2)
+__global__ void __launch_bounds__(kElementThreads, 2)
     reference_gradient_kernel(GradientArguments<T> a) {
-  __shared__ double partial[kSlotWarps][kSlotColumns];
+  __shared__ double partial[kElementWarps][kSlotColumns];
   const int64_t columns = a.references.columns;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  for (int64_t first = int64_t{blockIdx.x} * kSlotWarps; first < a.references.rows;
-       first += int64_t{gridDim.x} * kSlotWarps) {
+  for (int64_t first = int64_t{blockIdx.x} * kElementWarps; first < a.references.rows;
+       first += int64_t{gridDim.x} * kElementWarps) {
     bool is_long = false;
     if (first + warp < a.references.rows) {
       const int64_t other = first + warp;
@@ -270,7 +269,7 @@ __global__ void __launch_bounds__(kSlotThreads, 2)
     if (!__syncthreads_or(is_long)) {
       continue;
     }
-    for (int i = 0; i < kSlotWarps && first + i < a.references.rows; ++i) {
+    for (int i = 0; i < kElementWarps && first + i < a.references.rows; ++i) {
       if (a.starts[first + i + 1] - a.starts[first + i] > kLongList) {
         reference_gradient_of_block(a, first + i, partial);
       }
@@ -280,21 +279,18 @@ __global__ void __launch_bounds__(kSlotThreads, 2)
 
 template <class T>
 void launch_select_gradient(const GradientArguments<T>& a, cudaStream_t stream) {
-  const auto blocks_for = [](int64_t items, int64_t per_block) {
-    return dim3{grid_for((items + per_block - 1) / per_block)};
-  };
   if (a.slots() > 0) {
-    DMLFAST_LAUNCH((pair_kernel<T>), blocks_for(a.slots(), kSlotWarps), kSlotThreads, stream, a);
+    DMLFAST_LAUNCH((pair_kernel<T>), element_blocks(a.slots() * 32), kElementThreads, stream, a);
   }
   if (a.x.rows > 0) {
-    DMLFAST_LAUNCH((anchor_gradient_kernel<T>), blocks_for(a.x.rows, kSlotWarps), kSlotThreads,
+    DMLFAST_LAUNCH((anchor_gradient_kernel<T>), element_blocks(a.x.rows * 32), kElementThreads,
                    stream, a);
   }
   if (a.references.rows > 0) {
-    DMLFAST_LAUNCH((starts_kernel<T>), blocks_for(a.references.rows + 1, kSlotThreads),
-                   kSlotThreads, stream, a);
-    DMLFAST_LAUNCH((reference_gradient_kernel<T>), blocks_for(a.references.rows, kSlotWarps),
-                   kSlotThreads, stream, a);
+    DMLFAST_LAUNCH((starts_kernel<T>), element_blocks(a.references.rows + 1), kElementThreads,
+                   stream, a);
+    DMLFAST_LAUNCH((reference_gradient_kernel<T>), element_blocks(a.references.rows * 32),
+                   kElementThreads, stream, a);
   }
 }
 

@@ -8,19 +8,10 @@
 namespace dmlfast::cuda {
 
 #ifndef DMLFAST_EMULATION
-#define DMLFAST_OF_SELECTION(T)                                                                  \
-  extern template void launch_norms<T>(const Rows<T>&, double*, cudaStream_t);                   \
-  extern template PackedPair launch_pack_pair<T>(const Rows<T>&, const int64_t*, const Rows<T>&, \
-                                                 const int64_t*, bool, Metric,                   \
-                                                 const PackPairMemory&, cudaStream_t);
-DMLFAST_OF_SELECTION(float)
-DMLFAST_OF_SELECTION(double)
-DMLFAST_OF_SELECTION(__half)
-DMLFAST_OF_SELECTION(__nv_bfloat16)
-#undef DMLFAST_OF_SELECTION
-extern template void launch_query_classes<float>(const SelectArguments<float>&,
-                                                 const PreparedMemory&, const int32_t*,
-                                                 cudaStream_t);
+extern template void launch_norms<float>(const Rows<float>&, double*, cudaStream_t);
+extern template void launch_norms<double>(const Rows<double>&, double*, cudaStream_t);
+extern template void launch_norms<__half>(const Rows<__half>&, double*, cudaStream_t);
+extern template void launch_norms<__nv_bfloat16>(const Rows<__nv_bfloat16>&, double*, cudaStream_t);
 extern template void launch_search_numbers<float>(const SelectArguments<float>&, const PackedPair&,
                                                   const PackGroups&, const PreparedMemory&,
                                                   const int32_t*, cudaStream_t);
@@ -71,12 +62,9 @@ __device__ __forceinline__ int self_of(const LabelledPairs& pairs, int anchor) {
 
 // The positions of the references of an anchor's class.
 __device__ inline ColumnRange own_class(const LabelledPairs& pairs, int anchor) {
-  const int64_t label = pairs.labels[anchor];
-  const int64_t rows = pairs.references.rows;
-  const int64_t* labels = pairs.reference_labels;
-  const int64_t* order = pairs.reference_order;
-  return {static_cast<int>(class_bound(labels, order, rows, label, false)),
-          static_cast<int>(class_bound(labels, order, rows, label, true))};
+  const Labels references{pairs.reference_labels, pairs.reference_order, pairs.references.rows};
+  const ClassSpan own = class_of(references, pairs.labels[anchor]);
+  return {own.begin, own.end};
 }
 
 // The value of a pair whose sum is known.

@@ -19,10 +19,7 @@ constexpr int kLevels = 2;  // half precision, split precision
 // Whether the anchors are the references, in one and the same order.
 template <class T>
 bool is_within_batch(const SelectArguments<T>& a) {
-  const Rows<T>& x = a.x;
-  const Rows<T>& y = a.references;
-  return x.data == y.data && x.rows == y.rows && x.row_stride == y.row_stride &&
-         x.column_stride == y.column_stride && a.order == a.reference_order;
+  return are_same_rows(a.x, a.references) && a.order == a.reference_order;
 }
 
 // Of all queries, computed once.
@@ -66,32 +63,26 @@ __device__ inline double score_of(Metric metric, double value, int exponent, dou
   return metric == Metric::dot ? scaled : scaled - norm;
 }
 
-// Where the queries' classes and the anchors themselves lie among the references; and no query is
-// on any list yet. Nothing but the latter where `wanted`, a number on the device, is 0.
 template <class T>
-__global__ void query_classes_kernel(SelectArguments<T> a, ClassRanges ranges, int32_t* self,
-                                     int32_t* counts, const int32_t* wanted) {
+Labels labels_of_anchors(const SelectArguments<T>& a) {
+  return {a.labels, a.order, a.x.rows};
+}
+
+template <class T>
+Labels labels_of_references(const SelectArguments<T>& a) {
+  return {a.reference_labels, a.reference_order, a.references.rows};
+}
+
+// How far scores may be off, and from where on they are admissible; and no query is on any list
+// yet. Nothing but the latter where `wanted`, a number on the device, is 0. Where there are
+// `groups` of rows, errors are bounded within these.
+template <class T>
+__global__ void search_numbers_kernel(SelectArguments<T> a, PackedRows x, const PackScale* scale,
+                                      PackGroups groups, SearchNumbers numbers, int32_t* counts,
+                                      const int32_t* wanted) {
   if (blockIdx.x == 0 && threadIdx.x < kLevels) {
     counts[threadIdx.x] = 0;
   }
-  const LabelledRows<T> x{a.x, a.labels, a.order};
-  const LabelledRows<T> references{a.references, a.reference_labels, a.reference_order};
-  const int64_t anchors = wanted == nullptr || *wanted > 0 ? a.x.rows : 0;
-  for (int64_t p = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; p < anchors;
-       p += int64_t{gridDim.x} * blockDim.x) {
-    const ClassSpan own = class_of(references, x.label(p));
-    ranges.begin[p] = own.begin;
-    ranges.end[p] = own.end;
-    self[p] = a.self_index == nullptr ? -1 : position_of(references, a.self_index[a.order[p]]);
-  }
-}
-
-// How far scores may be off, and from where on they are admissible. Where there are `groups` of
-// rows, errors are bounded within these.
-template <class T>
-__global__ void search_numbers_kernel(SelectArguments<T> a, PackedRows x, const PackScale* scale,
-                                      PackGroups groups, SearchNumbers numbers,
-                                      const int32_t* wanted) {
   const int64_t queries = wanted == nullptr || *wanted > 0 ? a.slots() : 0;
   for (int64_t q = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; q < queries;
        q += int64_t{gridDim.x} * blockDim.x) {
@@ -294,21 +285,20 @@ struct SearchMemory : PreparedMemory {
   }
 };
 
+// Where the queries' classes and the anchors themselves lie among the references.
 template <class T>
 void launch_query_classes(const SelectArguments<T>& a, const PreparedMemory& memory,
                           const int32_t* wanted, cudaStream_t stream) {
-  constexpr int kThreads = 256;
-  DMLFAST_LAUNCH((query_classes_kernel<T>), dim3{grid_for((a.x.rows + kThreads - 1) / kThreads)},
-                 kThreads, stream, a, memory.ranges, memory.self, memory.counts, wanted);
+  launch_class_places(labels_of_anchors(a), labels_of_references(a), a.self_index, wanted,
+                      {memory.ranges, memory.self}, stream);
 }
 
 template <class T>
 void launch_search_numbers(const SelectArguments<T>& a, const PackedPair& pair,
                            const PackGroups& groups, const PreparedMemory& memory,
                            const int32_t* wanted, cudaStream_t stream) {
-  constexpr int kThreads = 256;
-  DMLFAST_LAUNCH((search_numbers_kernel<T>), dim3{grid_for((a.slots() + kThreads - 1) / kThreads)},
-                 kThreads, stream, a, pair.x, pair.scale, groups, memory.numbers, wanted);
+  DMLFAST_LAUNCH((search_numbers_kernel<T>), element_blocks(a.slots()), kElementThreads, stream, a,
+                 pair.x, pair.scale, groups, memory.numbers, memory.counts, wanted);
 }
 
 // Candidates of a level's queries, and the answers that they decide.

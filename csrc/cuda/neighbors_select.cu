@@ -16,18 +16,10 @@ DMLFAST_SELECT(__half)
 DMLFAST_SELECT(__nv_bfloat16)
 
 // What neighbors_pairs.cuh names.
-#define DMLFAST_PREPARE(T)                                                                     \
-  template void launch_norms<T>(const Rows<T>&, double*, cudaStream_t);                        \
-  template PackedPair launch_pack_pair<T>(const Rows<T>&, const int64_t*, const Rows<T>&,      \
-                                          const int64_t*, bool, Metric, const PackPairMemory&, \
-                                          cudaStream_t);
-
-DMLFAST_PREPARE(float)
-DMLFAST_PREPARE(double)
-DMLFAST_PREPARE(__half)
-DMLFAST_PREPARE(__nv_bfloat16)
-template void launch_query_classes<float>(const SelectArguments<float>&, const PreparedMemory&,
-                                          const int32_t*, cudaStream_t);
+template void launch_norms<float>(const Rows<float>&, double*, cudaStream_t);
+template void launch_norms<double>(const Rows<double>&, double*, cudaStream_t);
+template void launch_norms<__half>(const Rows<__half>&, double*, cudaStream_t);
+template void launch_norms<__nv_bfloat16>(const Rows<__nv_bfloat16>&, double*, cudaStream_t);
 template void launch_search_numbers<float>(const SelectArguments<float>&, const PackedPair&,
                                            const PackGroups&, const PreparedMemory&, const int32_t*,
                                            cudaStream_t);

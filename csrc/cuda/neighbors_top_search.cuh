@@ -362,11 +362,8 @@ inline void launch_search_top(const TopArguments& top, void* memory_address, int
   const auto a = selection_of<float>(top);
   Workspace workspace(memory_address);
   const TopSearchMemory memory = TopSearchMemory::take(workspace, top);
-  const PackedPair pair = with_type_of(top.x, [&](auto type) {
-    using T = decltype(type);
-    return launch_pack_pair(top.x.as<T>(), top.order, top.references.as<T>(), top.reference_order,
-                            is_within_batch(a), top.metric, memory.packed, stream);
-  });
+  const PackedPair pair = launch_pack_rows(top.x, top.order, top.references, top.reference_order,
+                                           is_within_batch(a), top.metric, memory.packed, stream);
   launch_query_classes(a, memory.prepared, nullptr, stream);
   launch_search_numbers(a, pair, PackGroups{}, memory.prepared, nullptr, stream);
   for (int64_t first = 0; first < top.x.rows;) {

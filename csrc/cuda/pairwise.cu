@@ -55,7 +55,7 @@ void launch_pairwise_moments(const PairwiseRows& rows, const MomentArguments& mo
   PairwiseWalk pairs = launch_pairwise_pack(rows, memory.pairs, stream);
   pairs.distances.self = memory.self;
   const int64_t anchors = rows.x.rows;
-  DMLFAST_LAUNCH(own_columns_kernel, pairwise_grid(anchors), kPairwiseThreads, stream,
+  DMLFAST_LAUNCH(own_columns_kernel, element_blocks(anchors), kElementThreads, stream,
                  moments.self_index, rows.within_batch, anchors, anchors, rows.references.rows,
                  memory.self);
   LostPairs lost{};
@@ -75,7 +75,7 @@ void launch_pairwise_moments(const PairwiseRows& rows, const MomentArguments& mo
   });
   const Split split =
       split_of(pairs.walk.x.rows, kTileRows, pairs.walk.y.tiles(), rows.wanted_items);
-  DMLFAST_LAUNCH(join_moments_kernel, pairwise_grid(anchors), kPairwiseThreads, stream, memory.sums,
+  DMLFAST_LAUNCH(join_moments_kernel, element_blocks(anchors), kElementThreads, stream, memory.sums,
                  split.parts, rows.metric, pairs.distances.scale, lost, moments);
 }
 

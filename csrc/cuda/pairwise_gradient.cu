@@ -75,7 +75,7 @@ void launch_of_distances(const PairwiseRows& rows, const PairwiseWalk& pairs,
   if (pairs.walk.x.rows == 0) {
     return;
   }
-  DMLFAST_LAUNCH(clear_lost_rows_kernel, pairwise_grid(pairs.walk.x.rows), kPairwiseThreads, stream,
+  DMLFAST_LAUNCH(clear_lost_rows_kernel, element_blocks(pairs.walk.x.rows), kElementThreads, stream,
                  lost, pairs.walk.x.rows);
   const DistanceGradientPolicy policy(pairs.distances, distance, grad, rows.within_batch, lost);
   with_precision(rows, [&](auto precision) {
@@ -107,20 +107,20 @@ void launch_moment_weights(const PairwiseRows& rows, const PairwiseWalk& pairs,
   const int64_t anchors = rows.x.rows;
   const int64_t references = rows.references.rows;
   const int64_t padded = padded_rows(anchors);
-  DMLFAST_LAUNCH(moment_weights_kernel, pairwise_grid(padded), kPairwiseThreads, stream, moments,
+  DMLFAST_LAUNCH(moment_weights_kernel, element_blocks(padded), kElementThreads, stream, moments,
                  rows.metric, pairs.distances.scale, anchors, padded, memory.weights);
-  DMLFAST_LAUNCH(own_columns_kernel, pairwise_grid(padded), kPairwiseThreads, stream,
+  DMLFAST_LAUNCH(own_columns_kernel, element_blocks(padded), kElementThreads, stream,
                  moments.self_index, rows.within_batch, anchors, padded, references,
                  memory.weights.self);
-  DMLFAST_LAUNCH(no_weights_kernel, pairwise_grid(padded_rows(references)), kPairwiseThreads,
+  DMLFAST_LAUNCH(no_weights_kernel, element_blocks(padded_rows(references)), kElementThreads,
                  stream, padded_rows(references), memory.none);
   const LostPairs lost{
       pairs.walk.x.norm,     pairs.walk.y.norm, memory.weights.self, memory.weights.first,
       memory.weights.second, pairs.walk.x.rows, pairs.walk.y.rows,   memory.counts,
       memory.counts + 1,     memory.counts + 2, memory.own,          memory.own_lost};
   launch_count_lost(lost, stream);
-  DMLFAST_LAUNCH(lost_gradients_kernel, pairwise_grid(anchors > references ? anchors : references),
-                 kPairwiseThreads, stream, lost, rows.within_batch, memory.gradient.lost_x,
+  DMLFAST_LAUNCH(lost_gradients_kernel, element_blocks(anchors > references ? anchors : references),
+                 kElementThreads, stream, lost, rows.within_batch, memory.gradient.lost_x,
                  memory.gradient.lost_references);
 }
 

@@ -12,13 +12,6 @@ __host__ __device__ inline PairMatrix transposed(const PairMatrix& matrix) {
   return {matrix.data, matrix.column_stride, matrix.row_stride};
 }
 
-// Keeps the compiler from having what it reads for all columns in registers at once.
-__device__ inline void keep_order(int j) {
-  if (j % 4 == 3) {
-    __syncwarp();
-  }
-}
-
 // Reads distances and upstream gradients, each by row and column of the walk. Nothing is kept from
 // tile to tile: during a product few registers are left.
 class DistanceGradientPolicy {
@@ -50,7 +43,7 @@ class DistanceGradientPolicy {
       for (int j = 0; j < Fragment::kColumns; ++j) {
         const bool exists = row >= 0 && tile.column(j) < task_.y.rows;
         fragment.value[slot][j] = exists ? distances.at(j) : NAN;
-        keep_order(j);
+        keep_column_order(j);
       }
     }
   }
@@ -72,7 +65,7 @@ class DistanceGradientPolicy {
         const float other = within_batch_ && exists ? others.at(j) : 0.0f;
         is_lost = is_lost || (value != value && (grad != 0.0f || other != 0.0f));
         value = weight_of(task_.metric, grad + other, value, inverse_unit);
-        keep_order(j);
+        keep_column_order(j);
       }
       if (is_lost) {
         lost_[row] = 1;

@@ -111,8 +111,8 @@ static __global__ void count_lost_kernel(LostPairs lost) {
 
 inline void launch_count_lost(const LostPairs& lost, cudaStream_t stream) {
   const int64_t most = lost.anchors > lost.references ? lost.anchors : lost.references;
-  DMLFAST_LAUNCH(clear_lost_kernel, pairwise_grid(most), kPairwiseThreads, stream, lost);
-  DMLFAST_LAUNCH(count_lost_kernel, pairwise_grid(most), kPairwiseThreads, stream, lost);
+  DMLFAST_LAUNCH(clear_lost_kernel, element_blocks(most), kElementThreads, stream, lost);
+  DMLFAST_LAUNCH(count_lost_kernel, element_blocks(most), kElementThreads, stream, lost);
 }
 
 // Sums of an item, by row of the tile.

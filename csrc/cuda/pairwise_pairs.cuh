@@ -6,12 +6,6 @@
 
 namespace dmlfast::cuda {
 
-constexpr int kPairwiseThreads = 256;
-
-inline dim3 pairwise_grid(int64_t elements) {
-  return dim3{grid_for((elements + kPairwiseThreads - 1) / kPairwiseThreads)};
-}
-
 static __global__ void identity_kernel(int64_t* order, int64_t rows) {
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < rows;
        i += int64_t{gridDim.x} * blockDim.x) {
@@ -34,25 +28,6 @@ struct PairwiseMemory {
   }
 };
 
-// Packed rows of a dtype that is known when the kernels are launched.
-inline PackedPair pack_pairwise(const PairwiseRows& rows, const PairwiseMemory& memory,
-                                cudaStream_t stream) {
-  const auto pack = [&](auto type) {
-    using T = decltype(type);
-    return launch_pack_pair(rows.x.as<T>(), memory.order, rows.references.as<T>(), memory.order,
-                            rows.within_batch, rows.metric, memory.packed, stream);
-  };
-#ifndef DMLFAST_EMULATION
-  if (rows.x.type == ElementType::float16) {
-    return pack(__half{});
-  }
-  if (rows.x.type == ElementType::bfloat16) {
-    return pack(__nv_bfloat16{});
-  }
-#endif
-  return pack(float{});
-}
-
 // All that a walk over the pairs needs, with no pair left out.
 struct PairwiseWalk {
   WalkTask walk;
@@ -62,32 +37,19 @@ struct PairwiseWalk {
 inline PairwiseWalk launch_pairwise_pack(const PairwiseRows& rows, const PairwiseMemory& memory,
                                          cudaStream_t stream) {
   const int64_t most = rows.x.rows > rows.references.rows ? rows.x.rows : rows.references.rows;
-  DMLFAST_LAUNCH(identity_kernel, pairwise_grid(most), kPairwiseThreads, stream, memory.order,
+  DMLFAST_LAUNCH(identity_kernel, element_blocks(most), kElementThreads, stream, memory.order,
                  most);
-  const PackedPair pair = pack_pairwise(rows, memory, stream);
-  PairwiseWalk result{};
-  result.walk.x = pair.x;
-  result.walk.y = pair.y;
-  result.walk.queries = {nullptr, nullptr, static_cast<int>(rows.x.rows), rows.wanted_items};
-  result.walk.thresholds = 1;
-  result.distances = {rows.metric,     pair.scale,   pair.x,       pair.y, rows.x,
-                      rows.references, memory.order, memory.order, nullptr};
-  return result;
+  const PackedPair pair = launch_pack_rows(rows.x, memory.order, rows.references, memory.order,
+                                           rows.within_batch, rows.metric, memory.packed, stream);
+  const DistanceTask distances{rows.metric,     pair.scale,   pair.x,       pair.y, rows.x,
+                               rows.references, memory.order, memory.order, nullptr};
+  return {walk_of(pair.x, pair.y, rows.wanted_items), distances};
 }
 
 // The same with anchors and references exchanged.
 inline PairwiseWalk exchanged(const PairwiseWalk& pairs) {
-  PairwiseWalk result = pairs;
-  result.walk.x = pairs.walk.y;
-  result.walk.y = pairs.walk.x;
-  result.walk.queries.most = pairs.walk.y.rows;
-  result.distances.x = pairs.distances.y;
-  result.distances.y = pairs.distances.x;
-  result.distances.x_rows = pairs.distances.y_rows;
-  result.distances.y_rows = pairs.distances.x_rows;
-  result.distances.x_order = pairs.distances.y_order;
-  result.distances.y_order = pairs.distances.x_order;
-  return result;
+  const WalkTask& walk = pairs.walk;
+  return {walk_of(walk.y, walk.x, walk.queries.wanted_items), exchanged(pairs.distances)};
 }
 
 // Items into which a walk over so many rows and columns is divided.
@@ -104,12 +66,10 @@ struct PrecisionTag {
 
 template <class Call>
 void with_precision(const PairwiseRows& rows, const Call& call) {
-  const bool is_narrow =
-      rows.x.type == ElementType::float16 || rows.x.type == ElementType::bfloat16;
-  if (rows.fast || is_narrow) {
-    call(PrecisionTag<Precision::half>{});
-  } else {
+  if (is_split(rows.x.type, rows.fast)) {
     call(PrecisionTag<Precision::split>{});
+  } else {
+    call(PrecisionTag<Precision::half>{});
   }
 }
 

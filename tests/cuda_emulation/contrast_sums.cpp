@@ -8,6 +8,8 @@
 
 #include "contrast_sums_forward.cuh"
 #include "contrast_sums_gradient.cuh"
+#include "engine/gradient_rows.cu"
+#include "engine/pack.cu"
 
 namespace {
 

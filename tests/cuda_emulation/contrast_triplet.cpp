@@ -10,6 +10,8 @@
 
 #include "contrast_triplet_bounds.cu"
 #include "contrast_triplet_gradient.cu"
+#include "engine/gradient_rows.cu"
+#include "engine/pack.cu"
 #include "engine/window.cu"
 #include "neighbors_select.cuh"
 

@@ -3,6 +3,7 @@
 #include "neighbors_top.cu"
 
 #include "engine/collect.cu"
+#include "engine/pack.cu"
 #include "engine/window.cu"
 #include "labelled_case.h"
 

@@ -8,6 +8,8 @@
 #include <fstream>
 #include <vector>
 
+#include "engine/gradient_rows.cu"
+#include "engine/pack.cu"
 #include "pairwise_gradient.cu"
 
 namespace {

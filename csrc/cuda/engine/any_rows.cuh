@@ -27,12 +27,10 @@ __device__ __forceinline__ void with_rows(const AnyRows& rows, const F& f) {
   }
 }
 
-// The same on the host, with a value of the elements' type.
+// The same on the host, with a value of the elements' type, for what does not serve float64.
 template <class F>
-auto with_type_of(const AnyRows& rows, const F& f) {
+auto with_narrow_type_of(const AnyRows& rows, const F& f) {
   switch (rows.type) {
-    case ElementType::float64:
-      return f(double{});
 #ifndef DMLFAST_EMULATION
     case ElementType::float16:
       return f(__half{});
@@ -42,6 +40,11 @@ auto with_type_of(const AnyRows& rows, const F& f) {
     default:
       return f(float{});
   }
+}
+
+template <class F>
+auto with_type_of(const AnyRows& rows, const F& f) {
+  return rows.type == ElementType::float64 ? f(double{}) : with_narrow_type_of(rows, f);
 }
 
 __device__ __forceinline__ double element(const AnyRows& rows, int64_t row, int64_t column) {

@@ -8,6 +8,15 @@
 
 namespace dmlfast::cuda {
 
+// The labels of rows, and the stable order that sorts them: position p is that of row order[p].
+struct Labels {
+  const int64_t* labels;
+  const int64_t* order;
+  int64_t rows;
+
+  __device__ int64_t label(int64_t position) const { return labels[order[position]]; }
+};
+
 // By anchor position; null arrays where labels do not matter.
 struct ClassRanges {
   int32_t* begin;
@@ -21,18 +30,18 @@ struct ClassSpan {
 };
 
 // The positions of a class.
-template <class T>
-__device__ inline ClassSpan class_of(const LabelledRows<T>& references, int64_t label) {
-  const int64_t rows = references.rows.rows;
-  return {static_cast<int>(class_bound(references.labels, references.order, rows, label, false)),
-          static_cast<int>(class_bound(references.labels, references.order, rows, label, true))};
+__device__ inline ClassSpan class_of(const Labels& references, int64_t label) {
+  const auto bound = [&](bool after) {
+    return static_cast<int>(
+        class_bound(references.labels, references.order, references.rows, label, after));
+  };
+  return {bound(false), bound(true)};
 }
 
 // The position of a reference, -1 for one that does not exist. Equal labels are in the order of
 // their rows, as their sort is stable.
-template <class T>
-__device__ inline int position_of(const LabelledRows<T>& references, int64_t row) {
-  if (row < 0 || row >= references.rows.rows) {
+__device__ inline int position_of(const Labels& references, int64_t row) {
+  if (row < 0 || row >= references.rows) {
     return -1;
   }
   const ClassSpan own = class_of(references, references.labels[row]);
@@ -49,15 +58,33 @@ __device__ inline int position_of(const LabelledRows<T>& references, int64_t row
   return low;
 }
 
-template <class T>
-__global__ void class_ranges_kernel(LabelledRows<T> x, LabelledRows<T> references,
-                                    ClassRanges ranges) {
-  for (int64_t p = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; p < x.rows.rows;
+// Where each anchor's class lies among the references, and the anchor itself, -1 for nowhere.
+struct ClassPlaces {
+  ClassRanges ranges;
+  int32_t* self;  // or null: not asked for
+};
+
+static __global__ void class_places_kernel(Labels x, Labels references, const int64_t* self_index,
+                                           const int32_t* wanted, ClassPlaces places) {
+  const int64_t anchors = wanted == nullptr || *wanted > 0 ? x.rows : 0;
+  for (int64_t p = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; p < anchors;
        p += int64_t{gridDim.x} * blockDim.x) {
     const ClassSpan own = class_of(references, x.label(p));
-    ranges.begin[p] = own.begin;
-    ranges.end[p] = own.end;
+    places.ranges.begin[p] = own.begin;
+    places.ranges.end[p] = own.end;
+    if (places.self != nullptr) {
+      places.self[p] = self_index == nullptr ? -1 : position_of(references, self_index[x.order[p]]);
+    }
   }
+}
+
+// `self_index` is by anchor, or null; `wanted` a number on the device, or null: with 0 there is
+// nothing to do.
+inline void launch_class_places(const Labels& x, const Labels& references,
+                                const int64_t* self_index, const int32_t* wanted,
+                                const ClassPlaces& places, cudaStream_t stream) {
+  DMLFAST_LAUNCH(class_places_kernel, element_blocks(x.rows), kElementThreads, stream, x,
+                 references, self_index, wanted, places);
 }
 
 // Of anchors by their place in a tile, -1 past the last; the same in every lane.
@@ -72,24 +99,6 @@ __device__ inline ClassSpan class_span(const ClassRanges& ranges, const int* anc
   span.begin = warp_least(span.begin);
   span.end = warp_greatest(span.end);
   return span;
-}
-
-// Place of each row in an order.
-static __global__ void inverse_kernel(const int64_t* order, int64_t rows, int32_t* position) {
-  for (int64_t p = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; p < rows;
-       p += int64_t{gridDim.x} * blockDim.x) {
-    position[order[p]] = static_cast<int32_t>(p);
-  }
-}
-
-// Where each anchor itself lies among the references, -1 for nowhere.
-static __global__ void self_kernel(const int64_t* self_index, const int64_t* order, int64_t rows,
-                                   const int32_t* position, int64_t references, int32_t* self) {
-  for (int64_t p = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; p < rows;
-       p += int64_t{gridDim.x} * blockDim.x) {
-    const int64_t index = self_index[order[p]];
-    self[p] = index >= 0 && index < references ? position[index] : -1;
-  }
 }
 
 }  // namespace dmlfast::cuda

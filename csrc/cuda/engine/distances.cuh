@@ -23,6 +23,12 @@ struct DistanceTask {
   const int32_t* self;  // by anchor position: the column that is no partner, -1 for none; or null
 };
 
+// The same with rows and columns exchanged; no pair is left out.
+inline DistanceTask exchanged(const DistanceTask& task) {
+  return {task.metric, task.scale,   task.y,       task.x, task.y_rows,
+          task.x_rows, task.y_order, task.x_order, nullptr};
+}
+
 // Of a thread's columns of each of its rows, those whose pairs are near, a bit for each.
 struct NearPairs {
   uint32_t columns[Fragment::kRows] = {};
@@ -112,7 +118,7 @@ class Distances {
         const float distance = to_units(has_root, square < 0.0f ? 0.0f : square);
         value = exists ? distance : NAN;
       }
-      keep_order(j);
+      keep_column_order(j);
     }
 #pragma unroll
     for (int slot = 0; slot < Fragment::kRows; ++slot) {
@@ -137,7 +143,7 @@ class Distances {
         const float limit = kNear * (norm_[slot] + tile.value(0, j));
         near.columns[slot] |= square < limit ? 1u << j : 0u;
       }
-      keep_order(j);
+      keep_column_order(j);
     }
   }
 
@@ -163,20 +169,13 @@ class Distances {
         const float distance = !is_cosine ? -product : product < 1.0f ? 1.0f - product : 0.0f;
         value = is_pair(slot, norm_[slot] + norm, tile, j) ? distance : NAN;
       }
-      keep_order(j);
+      keep_column_order(j);
     }
   }
 
   // From the squared distance of scaled rows.
   __device__ float to_units(bool has_root, float square) const {
     return has_root ? square_root(square) * unit_ : square * unit_ * unit_;
-  }
-
-  // Keeps the compiler from having what it computes of all columns in registers at once.
-  __device__ static void keep_order(int j) {
-    if (j % 4 == 3) {
-      __syncwarp();
-    }
   }
 
   // Computes near pairs again.

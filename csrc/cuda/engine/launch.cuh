@@ -38,4 +38,12 @@ inline unsigned grid_for(int64_t blocks) {
   return static_cast<unsigned>(blocks < 1 ? 1 : blocks < kMaximumGrid ? blocks : kMaximumGrid);
 }
 
+// Blocks in which each of so many elements has a thread.
+constexpr int kElementThreads = 256;
+constexpr int kElementWarps = kElementThreads / 32;
+
+inline dim3 element_blocks(int64_t elements) {
+  return dim3{grid_for((elements + kElementThreads - 1) / kElementThreads)};
+}
+
 }  // namespace dmlfast::cuda

@@ -45,6 +45,13 @@ struct AnyRows {
   }
 };
 
+// Whether two views are of the same rows.
+template <class Matrix>
+DMLFAST_HOST_DEVICE bool are_same_rows(const Matrix& x, const Matrix& y) {
+  return x.data == y.data && x.rows == y.rows && x.row_stride == y.row_stride &&
+         x.column_stride == y.column_stride;
+}
+
 // A contiguous matrix that is written.
 struct AnyResult {
   void* data;

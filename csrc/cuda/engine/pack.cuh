@@ -7,6 +7,7 @@
 #include <cfloat>
 #include <climits>
 
+#include "engine/any_rows.cuh"
 #include "engine/ptx.cuh"
 #include "engine/queries.cuh"
 #include "engine/rows.cuh"
@@ -87,9 +88,8 @@ inline int64_t padded_columns(int64_t columns) {
   return padded == 0 ? kSlab : padded;
 }
 
-constexpr int kPackThreads = 256;
-constexpr int kPackWarps = kPackThreads / 32;
 constexpr int kCentreChunks = 128;  // of rows, each summed by a block of its own
+
 // Sums of the columns' finite elements over one chunk of rows; a thread a column.
 template <class T>
 __global__ void column_sums_kernel(Rows<T> rows, double* sums) {
@@ -132,8 +132,8 @@ __global__ void exponent_kernel(Rows<T> rows, const int64_t* order, PackCentre c
   const int lane = threadIdx.x % 32;
   const int64_t positions = centre.is_wanted() ? rows.rows : 0;
   int exponent = INT_MIN;
-  for (int64_t position = int64_t{blockIdx.x} * kPackWarps + threadIdx.x / 32; position < positions;
-       position += int64_t{gridDim.x} * kPackWarps) {
+  for (int64_t position = int64_t{blockIdx.x} * kElementWarps + threadIdx.x / 32;
+       position < positions; position += int64_t{gridDim.x} * kElementWarps) {
     const int64_t row = order[position];
     double greatest = 0.0;
     bool is_finite = true;
@@ -286,8 +286,8 @@ __global__ void pack_kernel(PackArguments<T> a, int64_t padded_rows, int64_t pad
   }
   RowNumbers greatest = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
   bool has_infinite = false;
-  for (int64_t position = int64_t{blockIdx.x} * kPackWarps + threadIdx.x / 32;
-       position < padded_rows; position += int64_t{gridDim.x} * kPackWarps) {
+  for (int64_t position = int64_t{blockIdx.x} * kElementWarps + threadIdx.x / 32;
+       position < padded_rows; position += int64_t{gridDim.x} * kElementWarps) {
     const int64_t row = position < a.rows.rows ? a.order[position] : -1;
     const double factor = row < 0 ? 0.0 : row_factor(a, row, lane);
     const RowSums sums = pack_row(a, position, row, padded_columns, factor, lane);
@@ -359,8 +359,8 @@ PackedRows launch_pack(const Rows<T>& rows, const int64_t* order, const PackCent
                                    memory.norm, memory.numbers};
   const int64_t padded = padded_rows(rows.rows);
   if (padded > 0) {
-    DMLFAST_LAUNCH((pack_kernel<T>), dim3{grid_for((padded + kPackWarps - 1) / kPackWarps)},
-                   kPackThreads, stream, arguments, padded, padded_columns(rows.columns));
+    DMLFAST_LAUNCH((pack_kernel<T>), element_blocks(padded * 32), kElementThreads, stream,
+                   arguments, padded, padded_columns(rows.columns));
   }
   return memory.view(rows.rows, rows.columns);
 }
@@ -404,10 +404,10 @@ PackedPair launch_pack_centred(const Rows<T>& x, const int64_t* order, const Pac
   PackScale* const scale = memory.scale;
   // Few blocks: each raises one number for all of its rows.
   const unsigned blocks = grid_for(kWantedItems);
-  DMLFAST_LAUNCH((exponent_kernel<T>), dim3{blocks}, kPackThreads, stream, references,
+  DMLFAST_LAUNCH((exponent_kernel<T>), dim3{blocks}, kElementThreads, stream, references,
                  reference_order, y_centre, scale);
   if (!within_batch) {
-    DMLFAST_LAUNCH((exponent_kernel<T>), dim3{blocks}, kPackThreads, stream, x, order, x_centre,
+    DMLFAST_LAUNCH((exponent_kernel<T>), dim3{blocks}, kElementThreads, stream, x, order, x_centre,
                    scale);
   }
   PackedPair pair{};
@@ -437,5 +437,26 @@ PackedPair launch_pack_pair(const Rows<T>& x, const int64_t* order, const Rows<T
   return launch_pack_centred(x, order, centre, references, reference_order, centre, within_batch,
                              metric, memory, stream);
 }
+
+// The same for rows of any dtype.
+PackedPair launch_pack_rows(const AnyRows& x, const int64_t* order, const AnyRows& references,
+                            const int64_t* reference_order, bool within_batch, Metric metric,
+                            const PackPairMemory& memory, cudaStream_t stream);
+
+// Compiled once, in pack.cu.
+#ifndef DMLFAST_EMULATION
+#define DMLFAST_PACK(T)                                                                          \
+  extern template PackedPair launch_pack_centred<T>(                                             \
+      const Rows<T>&, const int64_t*, const PackCentre&, const Rows<T>&, const int64_t*,         \
+      const PackCentre&, bool, Metric, const PackPairMemory&, cudaStream_t);                     \
+  extern template PackedPair launch_pack_pair<T>(const Rows<T>&, const int64_t*, const Rows<T>&, \
+                                                 const int64_t*, bool, Metric,                   \
+                                                 const PackPairMemory&, cudaStream_t);
+DMLFAST_PACK(float)
+DMLFAST_PACK(double)
+DMLFAST_PACK(__half)
+DMLFAST_PACK(__nv_bfloat16)
+#undef DMLFAST_PACK
+#endif
 
 }  // namespace dmlfast::cuda

@@ -64,30 +64,28 @@ struct PackClassesMemory {
   }
 };
 
-// Packs both operands by class, if `wanted` on the device is not 0. `ranges` are those of the
-// anchors among the references, computed already.
+// Packs both operands by class, if `wanted` on the device is not 0. `labels` are those of the
+// references, `ranges` those of the anchors among them, computed already.
 template <class T>
-PackedPair launch_pack_classes(const LabelledRows<T>& x, const LabelledRows<T>& references,
-                               const ClassRanges& ranges, const int32_t* wanted, bool within_batch,
-                               Metric metric, const PackClassesMemory& memory,
-                               cudaStream_t stream) {
-  constexpr int kThreads = 128;
+PackedPair launch_pack_classes(const Rows<T>& x, const int64_t* order, const Rows<T>& references,
+                               const Labels& labels, const ClassRanges& ranges,
+                               const int32_t* wanted, bool within_batch, Metric metric,
+                               const PackClassesMemory& memory, cudaStream_t stream) {
   const ClassRanges own = within_batch ? ranges : memory.own;
-  const int64_t columns = references.rows.columns;
-  const PackCentre y_centre{
-      nullptr, {own.begin, memory.centre, memory.greatest}, references.rows.rows, columns, wanted};
+  const PackCentre y_centre{nullptr,
+                            {own.begin, memory.centre, memory.greatest},
+                            references.rows,
+                            references.columns,
+                            wanted};
   PackCentre x_centre = y_centre;
   x_centre.groups.begin = ranges.begin;
   if (!within_batch) {
-    const unsigned blocks = grid_for((references.rows.rows + kThreads - 1) / kThreads);
-    DMLFAST_LAUNCH((class_ranges_kernel<T>), dim3{blocks}, kThreads, stream, references, references,
-                   own);
+    launch_class_places(labels, labels, nullptr, wanted, {own, nullptr}, stream);
   }
-  DMLFAST_LAUNCH((class_centres_kernel<T>), dim3{grid_for(kWantedItems)}, kThreads, stream,
-                 references.rows, references.order, own, sums_differences(metric), y_centre,
-                 memory.pair.scale);
-  return launch_pack_centred(x.rows, x.order, x_centre, references.rows, references.order, y_centre,
-                             within_batch, metric, memory.pair, stream);
+  DMLFAST_LAUNCH((class_centres_kernel<T>), dim3{grid_for(kWantedItems)}, 128, stream, references,
+                 labels.order, own, sums_differences(metric), y_centre, memory.pair.scale);
+  return launch_pack_centred(x, order, x_centre, references, labels.order, y_centre, within_batch,
+                             metric, memory.pair, stream);
 }
 
 }  // namespace dmlfast::cuda

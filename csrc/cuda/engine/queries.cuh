@@ -9,6 +9,11 @@ namespace dmlfast::cuda {
 // Items of work that fill any device a few times over.
 constexpr int kWantedItems = 1024;
 
+// What is asked for, 0 standing for the usual number.
+inline int wanted_or_usual(int wanted_items) {
+  return wanted_items > 0 ? wanted_items : kWantedItems;
+}
+
 // Successive queries, or a list of some whose length the device knows.
 struct Queries {
   const int32_t* list;   // or null: the queries first .. first + most - 1

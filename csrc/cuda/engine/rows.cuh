@@ -39,16 +39,6 @@ __device__ inline bool row_is_finite(const Rows<T>& rows, int64_t row) {
   return zero == 0.0;
 }
 
-// Rows in the order of their labels: position p holds row order[p], of class labels[order[p]].
-template <class T>
-struct LabelledRows {
-  Rows<T> rows;
-  const int64_t* labels;
-  const int64_t* order;
-
-  __device__ int64_t label(int64_t position) const { return labels[order[position]]; }
-};
-
 // First place of `order` whose value is not less than (or, `after`, greater than) `wanted`.
 __device__ inline int64_t class_bound(const int64_t* values, const int64_t* order, int64_t rows,
                                       int64_t wanted, bool after) {

@@ -45,6 +45,12 @@ __device__ inline Value join_quad(Value value, const Join& join) {
 // every 16 columns, which together are as good as float32.
 enum class Precision { half, split };
 
+// Whether rows are multiplied at float32's precision: those of 16 bits have no more than half's,
+// nor need others where less will do.
+inline bool is_split(ElementType type, bool is_fast) {
+  return type == ElementType::float32 && !is_fast;
+}
+
 // Rows of halves lie side by side, 128 bytes each. The 16-byte chunks of a row are permuted, so
 // that eight rows at the same chunk touch all banks; wgmma calls this a swizzle of 128 bytes.
 __device__ inline unsigned char* chunk_at(unsigned char* slab, int row, int chunk) {

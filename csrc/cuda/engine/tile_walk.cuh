@@ -250,6 +250,16 @@ class SlabWalk {
   int next_slab_ = 0;
 };
 
+// A walk of all rows of x over those of y, divided into so many items; 0: the usual number.
+inline WalkTask walk_of(const PackedRows& x, const PackedRows& y, int wanted_items) {
+  WalkTask task{};
+  task.x = x;
+  task.y = y;
+  task.queries = {nullptr, nullptr, x.rows, wanted_or_usual(wanted_items)};
+  task.thresholds = 1;
+  return task;
+}
+
 // An item of work: a block of queries, and a part of the columns.
 struct WalkItem {
   BlockRows rows;

@@ -38,4 +38,12 @@ __device__ inline T warp_least(T value) {
   return value;
 }
 
+// In an unrolled loop over columns: keeps the compiler from having what belongs to all of them in
+// registers at once.
+__device__ inline void keep_column_order(int j) {
+  if (j % 4 == 3) {
+    __syncwarp();
+  }
+}
+
 }  // namespace dmlfast::cuda

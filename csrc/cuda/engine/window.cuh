@@ -98,10 +98,7 @@ class WindowPolicy {
           score = score >= least[slot] ? score : INFINITY;
         }
       }
-      // Keeps the compiler from having the norms of all columns in registers at once.
-      if (j % 4 == 3) {
-        __syncwarp();
-      }
+      keep_column_order(j);
     }
     if (tile.first_column < s.classes.end && s.classes.begin < tile.first_column + kTileColumns) {
       mask_classes(s, tile, fragment);
