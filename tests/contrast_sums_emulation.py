@@ -150,7 +150,7 @@ class Case:
 
         Products: each operand is off by 2^-11 of its length in half precision; split, 2^-22, and
         sums over the steps of 16 columns and within them are rounded to float32. Squares are
-        rounded to float32, too.
+        rounded to float32, too; at half precision they are those of the rounded rows.
         """
         if self.integers:
             return torch.zeros_like(self.distance)
@@ -165,16 +165,27 @@ class Case:
             return torch.where(self.value == 0, 0, by_root) + 2**-22 * self.distance
         return error + 2**-22 * self.distance
 
+    def rounding(self) -> float:
+        return 2**-11 if self.fast else 2**-22
+
+    def summing(self) -> float:
+        return ((self.dimensions + 15) // 16 + 34) * 2**-23
+
     def product_error(self) -> float:
-        steps = (self.dimensions + 15) // 16
-        return 2 * (2**-11 if self.fast else 2**-22) + (steps + 34) * 2**-23
+        return 2 * self.rounding() + self.summing()
 
     def product_errors(self) -> Tensor:
         x, y = self.centred()
         return self.product_error() * x.norm(dim=1)[:, None] * y.norm(dim=1)[None]
 
     def square_errors(self) -> Tensor:
-        return 2 * self.product_errors() + 2**-22 * self.squares()
+        if not self.fast:
+            return 2 * self.product_errors() + 2**-22 * self.squares()
+        x, y = (rows.norm(dim=1) for rows in self.centred())
+        # So much closer or further apart are the rounded rows.
+        apart = self.rounding() * (x[:, None] + y[None])
+        summed = 2 * self.summing() * x[:, None] * y[None]
+        return apart * (2 * self.value.sqrt() + apart) + summed + 2**-22 * self.squares()
 
     def is_near(self) -> Tensor:
         """Whether a pair is surely compared by the differences of its rows."""

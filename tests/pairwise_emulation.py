@@ -129,13 +129,20 @@ def tolerances(case: Case, expected: Tensor) -> Tensor:
     """(N, M) bounds of the errors of distances."""
     x, y = (r.square().sum(1) for r in packed_rows(case))
     lengths = (x[:, None] * y[None]).sqrt()
+    rounding = ROUNDING[case.precision]
     # Both rows are rounded; 1% for the products of errors.
-    product = 1.01 * (2 * ROUNDING[case.precision] + SUMMING[case.precision]) * lengths
+    rounded = 1.01 * 2 * rounding * lengths
+    summed = 1.01 * SUMMING[case.precision] * lengths
     if case.metric in ("cosine", "dot"):
-        return product + 2 * EPSILON * (lengths + expected.abs())
+        return rounded + summed + 2 * EPSILON * (lengths + expected.abs())
     squares = expected.square() if case.metric == "euclidean" else expected
+    if case.precision == "fast":
+        # The distance is that of the rounded rows, which are so much closer or further apart.
+        apart = rounding * (x.sqrt()[:, None] + y.sqrt()[None])
+        rounded = apart * (squares.sqrt() + apart / 2)
     # Both norms and their sum are rounded, and the distance.
-    error = 2 * product + 3 * EPSILON * (x[:, None] + y[None]) + 4 * EPSILON * squares
+    error = 2 * (rounded + summed)
+    error = error + 3 * EPSILON * (x[:, None] + y[None]) + 4 * EPSILON * squares
     error = torch.where(near_pairs(case, expected), 2 * EPSILON * squares, error)
     if case.metric == "sqeuclidean":
         return error

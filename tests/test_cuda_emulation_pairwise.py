@@ -16,6 +16,7 @@ from pairwise_emulation import (
     each_form,
     each_metric,
     each_precision,
+    near_pairs,
     rows,
     spoil,
     tolerances,
@@ -106,6 +107,16 @@ def test_little_shared_memory_gives_the_same_distances(program, tmp_path, precis
         for number in (SHARED_BYTES, shared_bytes)
     )
     assert torch.equal(plenty, little)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean"])
+def test_close_rows_stay_close_at_half_precision(program, tmp_path, metric):
+    # On a circle, of neighbours whose squared distances, 0.004, are twice what is computed from
+    # differences: four units in the last place of a half number, of which each row is off by one.
+    angle = torch.arange(100) * 0.063
+    case = Case(torch.stack([angle.cos(), angle.sin()], 1), metric=metric, precision="fast")
+    assert not near_pairs(case, true_distances(case)).fill_diagonal_(False).any()
+    check_distances(distances(program, tmp_path, case), case)
 
 
 def moments(program, folder, case: Case, centre: float) -> list[Tensor]:

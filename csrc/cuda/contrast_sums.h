@@ -19,7 +19,7 @@ struct SumArguments {
   const int64_t* reference_order;
   const int64_t* self_index;  // by anchor, or null
   bool within_batch;
-  bool is_fast;  // float32 rows are multiplied at half precision
+  bool is_fast;  // products may be rounded as half-precision rows are
   Metric metric;
   // By side: positives, negatives.
   SumForm form[2];

@@ -89,10 +89,13 @@ struct SumPairMemory {
   }
 };
 
+inline bool is_split(const SumArguments& a) { return is_split(a.x.type, a.metric, a.is_fast); }
+
 inline PackedPair launch_pack_sums(const SumArguments& a, const SumPairMemory& memory,
                                    cudaStream_t stream) {
-  return launch_pack_rows(a.x, a.order, a.references, a.reference_order, a.within_batch, a.metric,
-                          memory.packed, stream);
+  const PackedPair pair = launch_pack_rows(a.x, a.order, a.references, a.reference_order,
+                                           a.within_batch, a.metric, memory.packed, stream);
+  return as_multiplied(pair, is_split(a));
 }
 
 // A row is its own self within a batch.
@@ -102,8 +105,6 @@ static __global__ void own_positions_kernel(int64_t rows, int32_t* self) {
     self[p] = static_cast<int32_t>(p);
   }
 }
-
-inline bool is_split(const SumArguments& a) { return is_split(a.x.type, a.is_fast); }
 
 // Where each anchor's class and self are, and how distances come from products.
 inline DistanceTask launch_sum_preparation(const SumArguments& a, const PackedPair& pair,

@@ -17,7 +17,7 @@ struct TripletArguments {
   const int64_t* reference_labels;
   const int64_t* reference_order;
   const int64_t* self_index;  // by anchor, or null
-  bool is_fast;               // float32 rows are multiplied at half precision
+  bool is_fast;               // products may be rounded as half-precision rows are
   Metric metric;
   TripletPositives positives;
   double margin;

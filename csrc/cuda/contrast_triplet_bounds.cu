@@ -238,8 +238,10 @@ PackedPair launch_triplet_preparation(const TripletArguments& a, const TripletMe
                  static_cast<int>(a.x.rows), static_cast<int>(a.references.rows),
                  static_cast<int>(bounds_of_pass(a)), static_cast<int>(triplet_passes(a)),
                  memory.anchors, memory.references);
-  const PackedPair pair = launch_pack_rows(a.x, a.order, a.references, a.reference_order,
-                                           is_within_batch(a), a.metric, memory.packed, stream);
+  const PackedPair pair =
+      as_multiplied(launch_pack_rows(a.x, a.order, a.references, a.reference_order,
+                                     is_within_batch(a), a.metric, memory.packed, stream),
+                    is_split(a));
   for (const auto& [rows, numbers] :
        {std::pair{pair.x, memory.x_numbers}, std::pair{pair.y, memory.y_numbers}}) {
     DMLFAST_LAUNCH(tile_numbers_kernel, element_blocks(int64_t{rows.tiles()} * 32), kElementThreads,

@@ -13,6 +13,10 @@ static __global__ void identity_kernel(int64_t* order, int64_t rows) {
   }
 }
 
+inline bool is_split(const PairwiseRows& rows) {
+  return is_split(rows.x.type, rows.metric, rows.fast);
+}
+
 struct PairwiseMemory {
   int64_t* order;
   PackPairMemory packed;
@@ -39,8 +43,10 @@ inline PairwiseWalk launch_pairwise_pack(const PairwiseRows& rows, const Pairwis
   const int64_t most = rows.x.rows > rows.references.rows ? rows.x.rows : rows.references.rows;
   DMLFAST_LAUNCH(identity_kernel, element_blocks(most), kElementThreads, stream, memory.order,
                  most);
-  const PackedPair pair = launch_pack_rows(rows.x, memory.order, rows.references, memory.order,
-                                           rows.within_batch, rows.metric, memory.packed, stream);
+  const PackedPair pair =
+      as_multiplied(launch_pack_rows(rows.x, memory.order, rows.references, memory.order,
+                                     rows.within_batch, rows.metric, memory.packed, stream),
+                    is_split(rows));
   const DistanceTask distances{rows.metric,     pair.scale,   pair.x,       pair.y, rows.x,
                                rows.references, memory.order, memory.order, nullptr};
   return {walk_of(pair.x, pair.y, rows.wanted_items), distances};
@@ -66,7 +72,7 @@ struct PrecisionTag {
 
 template <class Call>
 void with_precision(const PairwiseRows& rows, const Call& call) {
-  if (is_split(rows.x.type, rows.fast)) {
+  if (is_split(rows)) {
     call(PrecisionTag<Precision::split>{});
   } else {
     call(PrecisionTag<Precision::half>{});

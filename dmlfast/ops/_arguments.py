@@ -56,7 +56,7 @@ class Pairs(NamedTuple):
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def allows_fast_products() -> bool:
-    """Whether float32 products may be rounded as `torch.set_float32_matmul_precision` allows.
+    """Whether products may be rounded as `torch.set_float32_matmul_precision` allows.
 
     A compiled function takes it for a constant, and is compiled again when it changes.
     """

@@ -69,7 +69,7 @@ def contrast_sums(
         `ContrastSums`, differentiable once in the anchors, the references and the bounds.
 
     Memory: O((N + M)·d); deterministic. float64 embeddings are served by plain torch everywhere.
-    On CUDA float32 products are as good as float32, unless `torch.set_float32_matmul_precision`
+    On CUDA products are as good as float32, unless `torch.set_float32_matmul_precision`
     allows less.
     """
     order, reference_order = pairs.orders()

@@ -11,6 +11,15 @@ namespace dmlfast::cuda {
 // Pairs are near when their squared distance is less than this times the sum of their squares.
 constexpr float kNear = 1e-3f;
 
+// Packed rows whose products become distances. Where products are of the high parts, lengths are,
+// too: then these are the distances of the rounded rows, and close rows stay close.
+inline PackedPair as_multiplied(const PackedPair& pair, bool is_split) {
+  PackedPair result = pair;
+  result.x.norm = is_split ? pair.x.norm : pair.x.high_norm;
+  result.y.norm = is_split ? pair.y.norm : pair.y.high_norm;
+  return result;
+}
+
 struct DistanceTask {
   Metric metric;
   const PackScale* scale;

@@ -74,6 +74,7 @@ struct PackedRows {
   const Half* high;  // (padded rows, padded columns)
   const Half* low;
   const float* norm;  // squared length, 0 for products; +inf for a row that is absent or not finite
+  const float* high_norm;  // the same of the high parts alone
   const RowNumbers* numbers;
   int rows;
   int padded_columns;
@@ -164,6 +165,7 @@ struct PackArguments {
   Half* high;
   Half* low;
   float* norm;
+  float* high_norm;
   RowNumbers* numbers;
 };
 
@@ -305,9 +307,11 @@ __global__ void pack_kernel(PackArguments<T> a, int64_t padded_rows, int64_t pad
       has_infinite = has_infinite || (__ballot_sync(kAllLanes, sums.has_nan) == 0 && row >= 0);
     }
     if (lane == 0) {
-      a.norm[position] = !is_present                  ? INFINITY
-                         : sums_differences(a.metric) ? static_cast<float>(squares)
-                                                      : 0.0f;
+      const auto norm = [&](double of) {
+        return !is_present ? INFINITY : sums_differences(a.metric) ? static_cast<float>(of) : 0.0f;
+      };
+      a.norm[position] = norm(squares);
+      a.high_norm[position] = norm(high_squares);
       a.numbers[position] = numbers;
     }
     raise(greatest, numbers);
@@ -328,6 +332,7 @@ struct PackMemory {
   Half* high;
   Half* low;
   float* norm;
+  float* high_norm;
   RowNumbers* numbers;
 
   static PackMemory take(Workspace& workspace, int64_t rows, int64_t columns) {
@@ -336,6 +341,7 @@ struct PackMemory {
     memory.high = workspace.take<Half>(elements);
     memory.low = workspace.take<Half>(elements);
     memory.norm = workspace.take<float>(padded_rows(rows));
+    memory.high_norm = workspace.take<float>(padded_rows(rows));
     memory.numbers = workspace.take<RowNumbers>(padded_rows(rows));
     return memory;
   }
@@ -344,6 +350,7 @@ struct PackMemory {
     return {high,
             low,
             norm,
+            high_norm,
             numbers,
             static_cast<int>(rows),
             static_cast<int>(padded_columns(columns))};
@@ -354,9 +361,9 @@ template <class T>
 PackedRows launch_pack(const Rows<T>& rows, const int64_t* order, const PackCentre& centre,
                        PackScale* scale, Metric metric, bool are_references,
                        const PackMemory& memory, cudaStream_t stream) {
-  const PackArguments<T> arguments{rows,        order,          centre,      scale,
-                                   metric,      are_references, memory.high, memory.low,
-                                   memory.norm, memory.numbers};
+  const PackArguments<T> arguments{
+      rows,       order,       centre,           scale,         metric, are_references, memory.high,
+      memory.low, memory.norm, memory.high_norm, memory.numbers};
   const int64_t padded = padded_rows(rows.rows);
   if (padded > 0) {
     DMLFAST_LAUNCH((pack_kernel<T>), element_blocks(padded * 32), kElementThreads, stream,

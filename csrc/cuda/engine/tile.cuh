@@ -45,10 +45,11 @@ __device__ inline Value join_quad(Value value, const Join& join) {
 // every 16 columns, which together are as good as float32.
 enum class Precision { half, split };
 
-// Whether rows are multiplied at float32's precision: those of 16 bits have no more than half's,
-// nor need others where less will do.
-inline bool is_split(ElementType type, bool is_fast) {
-  return type == ElementType::float32 && !is_fast;
+// Whether rows are multiplied at float32's precision. Elements of 16 bits are halves as they are
+// given; less a centre, or divided by a length, they have more digits.
+inline bool is_split(ElementType type, Metric metric, bool is_fast) {
+  const bool are_halves = type != ElementType::float32 && metric == Metric::dot;
+  return !is_fast && !are_halves;
 }
 
 // Rows of halves lie side by side, 128 bytes each. The 16-byte chunks of a row are permuted, so
