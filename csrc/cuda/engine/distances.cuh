@@ -15,8 +15,8 @@ constexpr float kNear = 1e-3f;
 // too: then these are the distances of the rounded rows, and close rows stay close.
 inline PackedPair as_multiplied(const PackedPair& pair, bool is_split) {
   PackedPair result = pair;
-  result.x.norm = is_split ? pair.x.norm : pair.x.high_norm;
-  result.y.norm = is_split ? pair.y.norm : pair.y.high_norm;
+  result.x.norm += is_split ? 0 : padded_rows(pair.x.rows);
+  result.y.norm += is_split ? 0 : padded_rows(pair.y.rows);
   return result;
 }
 

@@ -73,8 +73,9 @@ struct PackCentre {
 struct PackedRows {
   const Half* high;  // (padded rows, padded columns)
   const Half* low;
-  const float* norm;  // squared length, 0 for products; +inf for a row that is absent or not finite
-  const float* high_norm;  // the same of the high parts alone
+  // Squared lengths, 0 for products; +inf for a row that is absent or not finite. After those of
+  // all padded rows come those of their high parts alone.
+  const float* norm;
   const RowNumbers* numbers;
   int rows;
   int padded_columns;
@@ -165,7 +166,6 @@ struct PackArguments {
   Half* high;
   Half* low;
   float* norm;
-  float* high_norm;
   RowNumbers* numbers;
 };
 
@@ -311,7 +311,7 @@ __global__ void pack_kernel(PackArguments<T> a, int64_t padded_rows, int64_t pad
         return !is_present ? INFINITY : sums_differences(a.metric) ? static_cast<float>(of) : 0.0f;
       };
       a.norm[position] = norm(squares);
-      a.high_norm[position] = norm(high_squares);
+      a.norm[padded_rows + position] = norm(high_squares);
       a.numbers[position] = numbers;
     }
     raise(greatest, numbers);
@@ -332,7 +332,6 @@ struct PackMemory {
   Half* high;
   Half* low;
   float* norm;
-  float* high_norm;
   RowNumbers* numbers;
 
   static PackMemory take(Workspace& workspace, int64_t rows, int64_t columns) {
@@ -340,8 +339,7 @@ struct PackMemory {
     PackMemory memory{};
     memory.high = workspace.take<Half>(elements);
     memory.low = workspace.take<Half>(elements);
-    memory.norm = workspace.take<float>(padded_rows(rows));
-    memory.high_norm = workspace.take<float>(padded_rows(rows));
+    memory.norm = workspace.take<float>(2 * padded_rows(rows));
     memory.numbers = workspace.take<RowNumbers>(padded_rows(rows));
     return memory;
   }
@@ -350,7 +348,6 @@ struct PackMemory {
     return {high,
             low,
             norm,
-            high_norm,
             numbers,
             static_cast<int>(rows),
             static_cast<int>(padded_columns(columns))};
@@ -361,9 +358,9 @@ template <class T>
 PackedRows launch_pack(const Rows<T>& rows, const int64_t* order, const PackCentre& centre,
                        PackScale* scale, Metric metric, bool are_references,
                        const PackMemory& memory, cudaStream_t stream) {
-  const PackArguments<T> arguments{
-      rows,       order,       centre,           scale,         metric, are_references, memory.high,
-      memory.low, memory.norm, memory.high_norm, memory.numbers};
+  const PackArguments<T> arguments{rows,        order,          centre,      scale,
+                                   metric,      are_references, memory.high, memory.low,
+                                   memory.norm, memory.numbers};
   const int64_t padded = padded_rows(rows.rows);
   if (padded > 0) {
     DMLFAST_LAUNCH((pack_kernel<T>), element_blocks(padded * 32), kElementThreads, stream,
