@@ -37,9 +37,8 @@ class SumGradientPolicy {
     if (i == kSelf) {
       return reinterpret_cast<const float*>(a_.column_self);
     }
-    const SideWeights& weights =
-        (i < kFirst<kNegative> ? a_.side[kPositive] : a_.side[kNegative]).weights;
-    const int which = (i - kFirst<kPositive>) % kSideWeights;
+    const SideWeights& weights = side_of((i - kFirst) / kSideWeights).weights;
+    const int which = (i - kFirst) % kSideWeights;
     return which == 0 ? weights.limit : which == 1 ? weights.shift : weights.factor;
   }
 
@@ -65,8 +64,8 @@ class SumGradientPolicy {
     }
     const float inverse_unit = inverse_unit_of(a_.distances);
     const ClassSpans spans = spans_of(*s.rows);
-    const bool has[kSides] = {spans.has_own(tile) && a_.side[kPositive].form != SumForm::none,
-                              spans.has_other(tile) && a_.side[kNegative].form != SumForm::none};
+    const bool has_positive = spans.has_own(tile) && a_.side[kPositive].form != SumForm::none;
+    const bool has_negative = spans.has_other(tile) && a_.side[kNegative].form != SumForm::none;
 #pragma unroll
     for (int slot = 0; slot < Fragment::kRows; ++slot) {
       // Rows that are absent have distance NaN to all.
@@ -77,11 +76,14 @@ class SumGradientPolicy {
       for (int first = 0; first < Fragment::kColumns; first += kColumns) {
         Part part{tile, first, row};
         part.take(own, fragment.value[slot]);
-        if (has[kPositive]) {
-          add_side<kPositive>(part, slopes[kPositive]);
-        }
-        if (has[kNegative]) {
-          add_side<kNegative>(part, slopes[kNegative]);
+        // One body for both sides: it is long.
+#pragma unroll 1
+        for (int side = has_positive ? kPositive : kNegative; side < kSides; ++side) {
+          if (side == kPositive || has_negative) {
+            const float slope = add_side(part, side);
+            slopes[kPositive] += side == kPositive ? slope : 0.0f;
+            slopes[kNegative] += side == kPositive ? 0.0f : slope;
+          }
         }
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) {
@@ -110,8 +112,7 @@ class SumGradientPolicy {
 
   // Places of the column values.
   static constexpr int kSelf = 1;
-  template <int kSide>
-  static constexpr int kFirst = 2 + kSide * kSideWeights;
+  static constexpr int kFirst = 2;  // of the positives' weights, then of the negatives'
 
   // Some columns of one of the thread's rows.
   struct Part {
@@ -179,39 +180,45 @@ class SumGradientPolicy {
     }
   }
 
-  // Adds to the derivatives, and to the row's slope, what a side makes of the distances.
-  template <int kSide>
-  __device__ void add_side(Part& part, float& slope) const {
-    const float scale = a_.side[kSide].scale;
-    switch (a_.side[kSide].form) {
+  // Chosen by comparison: a place that is computed would be read from local memory.
+  __device__ const GradientSide& side_of(int side) const {
+    return side == kPositive ? a_.side[kPositive] : a_.side[kNegative];
+  }
+
+  // Adds what a side makes of the distances to the derivatives. Returns what it adds to the slope
+  // of the row.
+  __device__ float add_side(Part& part, int side) const {
+    const float scale = side_of(side).scale;
+    switch (side_of(side).form) {
       case SumForm::none:
-        return;
+        return 0.0f;
       case SumForm::logsumexp:
-        return add_roles<kSide>(part, slope, [=](float distance, float shift) {
+        return add_roles(part, side, [=](float distance, float shift) {
           // Rounded as the exponents of the sum were.
           return exponential2(scale * distance - shift);
         });
       case SumForm::softplus:
-        return add_roles<kSide>(part, slope, [=](float distance, float shift) {
+        return add_roles(part, side, [=](float distance, float shift) {
           const float exponent = multiply_add(scale, distance, shift);
           return divide(1.0f, 1.0f + exponential2(-exponent));
         });
       default:
-        return add_roles<kSide>(part, slope, [](float, float) { return 1.0f; });
+        return add_roles(part, side, [](float, float) { return 1.0f; });
     }
   }
 
   // The row's role as the anchor of the pair, and the column's.
-  template <int kSide, class Slope>
-  __device__ void add_roles(Part& part, float& sum, const Slope& slope_at) const {
-    const SideWeights& weights = a_.side[kSide].weights;
+  template <class Slope>
+  __device__ float add_roles(Part& part, int side, const Slope& slope_at) const {
+    const SideWeights& weights = side_of(side).weights;
+    float sum = 0.0f;
     if (a_.rows_are_anchors) {
       const float limit = weights.limit[part.row];
       const float shift = weights.shift[part.row];
       const float factor = weights.factor[part.row];
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) {
-        const bool counts = is_term<kSide>(part, j, limit);
+        const bool counts = is_term(part, j, side, limit);
         const float slope = slope_at(part.distance[j], shift);
         sum += counts ? slope : 0.0f;
         part.derivative[j] += counts ? factor * slope : 0.0f;
@@ -220,18 +227,19 @@ class SumGradientPolicy {
     if (a_.columns_are_anchors) {
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) {
-        const bool counts = is_term<kSide>(part, j, part.tile.value(kFirst<kSide>, part.first + j));
-        const float slope =
-            slope_at(part.distance[j], part.tile.value(kFirst<kSide> + 1, part.first + j));
-        const float factor = part.tile.value(kFirst<kSide> + 2, part.first + j);
-        part.derivative[j] += counts ? factor * slope : 0.0f;
+        const auto value = [&](int which) {
+          return part.tile.value(kFirst + side * kSideWeights + which, part.first + j);
+        };
+        const bool counts = is_term(part, j, side, value(0));
+        part.derivative[j] += counts ? value(2) * slope_at(part.distance[j], value(1)) : 0.0f;
       }
     }
+    return sum;
   }
 
-  template <int kSide>
-  __device__ static bool is_term(const Part& part, int j, float limit) {
-    return part.is_own[j] == (kSide == kPositive) && kSign<kSide> * part.distance[j] <= limit;
+  __device__ static bool is_term(const Part& part, int j, int side, float limit) {
+    const float sign = side == kPositive ? kSign<kPositive> : kSign<kNegative>;
+    return part.is_own[j] == (side == kPositive) && sign * part.distance[j] <= limit;
   }
 
   SumGradientPolicyArguments a_;

@@ -204,33 +204,9 @@ __device__ inline void make_exact(const DistanceTask& task, const TripletExactne
     near.columns[slot] = near_bounds(bounds, error, slot, fragment.value[slot]);
     __syncwarp();
   }
-  const int lane = lane_number();
-  const int first_row = warp_number() * 16;
-#pragma unroll 1
-  for (;;) {
-    // One pair of one lane after the other, in a fixed order.
-    const int slot = near.columns[0] != 0 ? 0 : 1;
-    const uint32_t columns = near.columns[0] != 0 ? near.columns[0] : near.columns[1];
-    const unsigned lanes = __ballot_sync(kAllLanes, columns != 0);
-    if (lanes == 0) {
-      break;
-    }
-    const int owner = __ffs(static_cast<int>(lanes)) - 1;
-    const int place =
-        __shfl_sync(kAllLanes, slot * 32 + __ffs(static_cast<int>(columns)) - 1, owner);
-    const int j = place % 32;
-    const float value =
-        returned_distance(task, exact, rows.anchors[first_row + place / 32 * 8 + owner / 4],
-                          tile.first_column + j / 2 * 8 + owner % 4 * 2 + j % 2);
-    if (lane == owner) {
-      (slot == 0 ? near.columns[0] : near.columns[1]) &= columns - 1;
-#pragma unroll
-      for (int k = 0; k < Fragment::kRows * Fragment::kColumns; ++k) {
-        float& to = fragment.value[k / Fragment::kColumns][k % Fragment::kColumns];
-        to = k == place ? value : to;
-      }
-    }
-  }
+  for_each_near(near, fragment, [&](int row, int column, float) {
+    return returned_distance(task, exact, rows.anchors[row], tile.first_column + column);
+  });
 }
 
 }  // namespace dmlfast::cuda

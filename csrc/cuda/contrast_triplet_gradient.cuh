@@ -66,7 +66,7 @@ class TripletWeightPolicy {
   }
 
  private:
-  static constexpr int kColumns = kByColumn ? 4 : 16;  // of a row, counted at once
+  static constexpr int kColumns = kByColumn ? 4 : 8;  // of a row, counted at once
 
   __device__ void leave_out_selves(const BlockRows& rows, const Tile& tile,
                                    Fragment& fragment) const {

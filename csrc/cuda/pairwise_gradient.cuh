@@ -184,6 +184,7 @@ class MomentGradientPolicy {
         const float derivative = multiply_add(2.0f * second, away, first);
         const float weight = weight_of(task_.metric, derivative, value, inverse_unit);
         value = __float_as_int(tile.value(3, j)) == row ? 0.0f : weight;
+        keep_column_order(j);
       }
     }
   }

@@ -47,26 +47,34 @@ struct NearPairs {
 // `serve` is told the row and the column within the tile and the pair's value, and returns what
 // takes its place.
 template <class Serve>
-__device__ inline void for_each_near(int slot, uint32_t near, float (&values)[Fragment::kColumns],
-                                     const Serve& serve) {
-  const int lane = lane_number();
-  const int first_row = warp_number() * 16 + 8 * slot;
-  for (unsigned lanes = __ballot_sync(kAllLanes, near != 0); lanes != 0;
-       lanes = __ballot_sync(kAllLanes, near != 0)) {
+__device__ inline void for_each_near(NearPairs near, Fragment& fragment, const Serve& serve) {
+  constexpr int kColumns = Fragment::kColumns;
+#pragma unroll 1
+  for (;;) {
+    const int slot = near.columns[0] != 0 ? 0 : 1;
+    const uint32_t columns = near.columns[0] != 0 ? near.columns[0] : near.columns[1];
+    const unsigned lanes = __ballot_sync(kAllLanes, columns != 0);
+    if (lanes == 0) {
+      return;
+    }
     const int owner = __ffs(static_cast<int>(lanes)) - 1;
-    const int j = __shfl_sync(kAllLanes, __ffs(static_cast<int>(near)) - 1, owner);
+    const int place =
+        __shfl_sync(kAllLanes, slot * kColumns + __ffs(static_cast<int>(columns)) - 1, owner);
     float value = 0.0f;
 #pragma unroll
-    for (int k = 0; k < Fragment::kColumns; ++k) {
-      value = k == j ? values[k] : value;
+    for (int k = 0; k < Fragment::kRows * kColumns; ++k) {
+      value = k == place ? fragment.value[k / kColumns][k % kColumns] : value;
     }
     value = __shfl_sync(kAllLanes, value, owner);
-    value = serve(first_row + owner / 4, j / 2 * 8 + owner % 4 * 2 + j % 2, value);
-    if (lane == owner) {
-      near &= near - 1;
+    const int j = place % kColumns;
+    value = serve(warp_number() * 16 + place / kColumns * 8 + owner / 4,
+                  j / 2 * 8 + owner % 4 * 2 + j % 2, value);
+    if (lane_number() == owner) {
+      (slot == 0 ? near.columns[0] : near.columns[1]) &= columns - 1;
 #pragma unroll
-      for (int k = 0; k < Fragment::kColumns; ++k) {
-        values[k] = k == j ? value : values[k];
+      for (int k = 0; k < Fragment::kRows * kColumns; ++k) {
+        float& to = fragment.value[k / kColumns][k % kColumns];
+        to = k == place ? value : to;
       }
     }
   }
@@ -129,10 +137,10 @@ class Distances {
       }
       keep_column_order(j);
     }
-#pragma unroll
-    for (int slot = 0; slot < Fragment::kRows; ++slot) {
-      repair(task, tile, slot, near.columns[slot], fragment.value[slot]);
-    }
+    // Computed again.
+    for_each_near(near, fragment, [&](int row, int column, float) {
+      return direct_distance(task, rows_->anchors[row], tile.first_column + column);
+    });
   }
 
   // Which pairs are near, of distances that are known already.
@@ -185,14 +193,6 @@ class Distances {
   // From the squared distance of scaled rows.
   __device__ float to_units(bool has_root, float square) const {
     return has_root ? square_root(square) * unit_ : square * unit_ * unit_;
-  }
-
-  // Computes near pairs again.
-  __device__ void repair(const DistanceTask& task, const Tile& tile, int slot, uint32_t near,
-                         float (&values)[Fragment::kColumns]) const {
-    for_each_near(slot, near, values, [&](int place, int column, float) {
-      return direct_distance(task, rows_->anchors[place], tile.first_column + column);
-    });
   }
 
   // Both rows exist, as near pairs do.

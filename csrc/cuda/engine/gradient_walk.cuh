@@ -314,14 +314,10 @@ class GradientWalk {
 
   // Weights of near pairs go to the sums at once, and to none of the products.
   __device__ void serve_near(const Tile& tile, Fragment& weights, const NearPairs& near) const {
-#pragma unroll
-    for (int slot = 0; slot < Fragment::kRows; ++slot) {
-      for_each_near(slot, near.columns[slot], weights.value[slot],
-                    [&](int row, int column, float weight) {
-                      add_difference(row, tile.first_column + column, weight);
-                      return 0.0f;
-                    });
-    }
+    for_each_near(near, weights, [&](int row, int column, float weight) {
+      add_difference(row, tile.first_column + column, weight);
+      return 0.0f;
+    });
   }
 
   // Adds weight * (y - x), from the values as given, in packed units.
