@@ -31,6 +31,8 @@ from dmlfast.ops.neighbors import (
 from dmlfast.ops.neighbors_sample import sample_negative
 from dmlfast.ops.neighbors_top import nearest_neighbors
 from dmlfast.ops.pairwise import DistanceStatistics, distance_statistics, pairwise_distance
+from dmlfast.ops.ranking import ranking_loss
+from dmlfast.ops.ranking_synthesis import synthesis_similarity, synthetic_ranking_loss
 
 __all__ = [
     "AnchorSums",
@@ -50,9 +52,12 @@ __all__ = [
     "pairwise_distance",
     "proxy_anchor_loss",
     "proxy_nca_loss",
+    "ranking_loss",
     "sample_negative",
     "semihard_negative",
     "soft_triple_loss",
     "supcon_loss",
+    "synthesis_similarity",
+    "synthetic_ranking_loss",
     "triplet_margin_loss",
 ]

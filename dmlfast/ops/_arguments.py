@@ -128,6 +128,14 @@ def check_number(name: str, value: object) -> float:
     return number
 
 
+def check_finite(name: str, value: object) -> float:
+    """Raises as `check_number`, and ValueError if the number is infinite."""
+    number = check_number(name, value)
+    if not -math.inf < number < math.inf:
+        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+    return number
+
+
 def check_positive(name: str, value: object) -> float:
     """Raises as `check_number`, and ValueError unless the number is greater than 0 and finite."""
     number = check_number(name, value)
