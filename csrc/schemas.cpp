@@ -84,4 +84,20 @@ STABLE_TORCH_LIBRARY(dmlfast, m) {
       "pairwise_moments_backward(Tensor grad_first, Tensor grad_second, Tensor x, "
       "Tensor? references, Tensor? self_index, Tensor centre, str metric, bool fast) "
       "-> (Tensor grad_x, Tensor grad_references)");
+
+  // ranking: per row of (B, J) similarities log(1 + sum exp(scale (s_k - s_j + margin))) / scale
+  // over pairs of columns j < k; pairs is "all", "adjacent" or "band". NaN for a row that is not
+  // finite.
+  m.def("ranking_loss(Tensor similarities, float margin, float scale, str pairs) -> Tensor");
+  // Gradient for a (B,) upstream gradient; recomputes the sums.
+  m.def(
+      "ranking_loss_backward(Tensor grad, Tensor similarities, float margin, float scale, "
+      "str pairs) -> Tensor");
+  // ranking: <relu(v / |v|), t_i> of v = projected_i + shifts_j, (B, J), with rows of targets, or
+  // relu(projected_i / |projected_i|) without, as t_i; 0 / |0| is 0.
+  m.def("synthesis_similarity(Tensor projected, Tensor shifts, Tensor? targets) -> Tensor");
+  // Gradients for a (B, J) upstream gradient; grad_targets has no rows without targets.
+  m.def(
+      "synthesis_similarity_backward(Tensor grad, Tensor projected, Tensor shifts, "
+      "Tensor? targets) -> (Tensor grad_projected, Tensor grad_shifts, Tensor grad_targets)");
 }

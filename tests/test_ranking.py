@@ -248,6 +248,8 @@ def test_a_margin_far_beyond_the_similarities(pairs, backend, margin):
         (gradient,) = torch.autograd.grad(loss.sum(), s)
     assert not loss.isnan().any()
     assert gradient.isfinite().all()
+    if pairs == "band" and abs(margin) > 1e4:  # beside it the similarities have no digits
+        return
     # Whatever the weights are, they are taken from one similarity and given to another.
     torch.testing.assert_close(gradient.sum(1), torch.zeros(9), rtol=0, atol=1e-6)
     if margin < 0 and pairs != "band":
@@ -290,16 +292,12 @@ def test_one_thread_and_two_give_the_same_bits(pairs, isa, select_isa, set_threa
 
 @each_pairs
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("size", [(7, 5), (33, 32)], ids=str)
-def test_every_instruction_set_is_right(pairs, isa, size, select_isa):
+def test_every_instruction_set_gives_the_same_bits(pairs, isa, select_isa):
+    select_isa("baseline")
+    expected = _forward_and_backward(pairs)
     select_isa(isa)
-    s = similarities(*size)
-    double = s.detach().double().requires_grad_()
-    expected = written_out(double, pairs=pairs)
-    loss = F.ranking_loss(s, pairs=pairs, reduction="none")
-    assert_rounded(loss, expected)
-    (gradient,) = torch.autograd.grad(loss.sum(), s)
-    assert_rounded(gradient, torch.autograd.grad(expected.sum(), double)[0])
+    for a, e in zip(_forward_and_backward(pairs), expected, strict=True):
+        np.testing.assert_array_equal(a.detach().numpy(), e.detach().numpy())
 
 
 # --- what torch does around it --------------------------------------------------------------------
@@ -334,7 +332,7 @@ def test_opcheck_accepts_the_operator_and_its_gradient(backend, operator_calls: 
         torch.library.opcheck(function, copies)
 
 
-NAMESPACE = {"kernel": "dmlfast_reference", "reference": "dmlfast_reference"}
+NAMESPACE = {"kernel": "dmlfast", "reference": "dmlfast_reference"}
 
 # Inductor treats the operators as opaque: tracing and ahead-of-time autograd are what can fail,
 # and need no C++ compiler.
@@ -387,3 +385,15 @@ def test_a_mistake_is_named(backend, mistake):
     arguments, error, message = ERRORS[mistake]
     with use_backend(backend), pytest.raises(error, match=message):
         F.ranking_loss(**{"similarities": torch.zeros(2, 3), **arguments})
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def test_needs_no_matrix_of_pairs(resident_growth: Callable):
+    # A (4096, 64, 64) temporary in float32 would be 67 MB, the similarities are 1 MB.
+    growth = resident_growth(
+        "s = torch.randn(4096, 64, requires_grad=True)",
+        "F.ranking_loss(s, pairs='band').backward()",
+    )
+    assert growth < 4096 * 64 * 64 * 4 / 4

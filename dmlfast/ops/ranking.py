@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dmlfast.ops._arguments import (
@@ -13,7 +14,7 @@ from dmlfast.ops._arguments import (
     check_positive,
     distance_dtype,
 )
-from dmlfast.ops._operators import reference_operators, register
+from dmlfast.ops._operators import operators, reference_operators, register
 from dmlfast.ops._reduction import REDUCTIONS, reduce_over_rows
 from dmlfast.reference import ranking as reference
 
@@ -71,8 +72,13 @@ def ranking_loss(
     margin, scale = check_finite("margin", margin), check_positive("scale", scale)
     check_option("pairs", pairs, PAIRS)
     check_option("reduction", reduction, REDUCTIONS)
-    loss = reference_operators().ranking_loss(values, margin, scale, pairs)
+    loss = ranking_operators(values).ranking_loss(values, margin, scale, pairs)
     return reduce_over_rows(loss, reduction)
+
+
+def ranking_operators(x: Tensor) -> Any:
+    """The namespace of the operators of the family: no kernel serves float64."""
+    return reference_operators() if x.dtype == torch.float64 else operators("ranking", x.device)
 
 
 def _reference(similarities: Tensor, margin: float, scale: float, pairs: str) -> Tensor:
@@ -116,5 +122,4 @@ register(
     fake_backward=_fake_backward,
     save_for_backward=_save,
     backward=_backward,
-    has_kernel=False,
 )
