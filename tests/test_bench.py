@@ -323,6 +323,7 @@ SAME = [
     # Not the matrix itself: torch.cdist is wrong in the fourth digit on its diagonal.
     "pairwise_distance_backward",
     "distance_statistics",
+    *("ranking", "synthetic_ranking"),
 ]
 
 

@@ -14,8 +14,8 @@ from dmlfast.ops._arguments import (
     describe,
     distance_dtype,
 )
-from dmlfast.ops._operators import reference_operators, register
-from dmlfast.ops.ranking import ranking_loss
+from dmlfast.ops._operators import register
+from dmlfast.ops.ranking import ranking_loss, ranking_operators
 from dmlfast.reference import ranking as reference
 
 
@@ -71,7 +71,7 @@ def synthesis_similarity(
         shift = None if shift is None else shift.to(dtype)
         projected = torch.nn.functional.linear(rows.to(dtype), projection, shift)
         shifts = torch.nn.functional.linear(steps.to(dtype), projection)
-    result: Tensor = reference_operators().synthesis_similarity(
+    result: Tensor = ranking_operators(rows).synthesis_similarity(
         projected, shifts, None if compared is None else compared.to(dtype)
     )
     return result
@@ -177,5 +177,4 @@ register(
     fake_backward=_fake_backward,
     save_for_backward=_save,
     backward=_backward,
-    has_kernel=False,
 )

@@ -13,6 +13,7 @@ import dmlfast
 from dmlfast.benchmarking.workload import Contestant, Inputs, Step
 
 __all__ = [
+    "clone",
     "compiled",
     "in_threads",
     "on_reference",
@@ -27,6 +28,11 @@ Loss = Callable[[Tensor, Tensor], Any]
 
 # Rows of the result that `product_in_blocks` computes at a time.
 _BLOCK = 2048
+
+
+def clone(inputs: Inputs) -> Step:
+    """The yardstick of a task whose least cost is to read the data."""
+    return inputs.x.clone
 
 
 def product(inputs: Inputs) -> Step:

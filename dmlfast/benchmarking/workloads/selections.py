@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dmlfast.benchmarking.workload import Case, Inputs, Step, Workload
-from dmlfast.benchmarking.workloads._contestants import on_reference, product
+from dmlfast.benchmarking.workloads._contestants import clone, on_reference, product
 from dmlfast.functional import nearest_neighbors, nearest_positive, sample_negative
 
 __all__ = ["WORKLOADS"]
@@ -16,11 +16,6 @@ NEIGHBORS = 16
 
 # The defaults of `sample_negative`.
 CUTOFF, NONZERO_LOSS_CUTOFF = 0.5, 1.4
-
-
-def _clone(inputs: Inputs) -> Step:
-    """The yardstick of a task whose least cost is to read the data."""
-    return inputs.x.clone
 
 
 def _nearest_positive(inputs: Inputs) -> Step:
@@ -128,7 +123,7 @@ WORKLOADS = (
         family="neighbors",
         summary="nearest sample of the same class, without gradient",
         contestants={
-            "clone": _clone,
+            "clone": clone,
             "kernel": _nearest_positive,
             "batched torch.cdist": _batched_distances,
         },
