@@ -69,7 +69,11 @@ set(cuda_sources
   csrc/cuda/neighbors_top.cu
   csrc/cuda/pairwise.cpp
   csrc/cuda/pairwise.cu
-  csrc/cuda/pairwise_gradient.cu)
+  csrc/cuda/pairwise_gradient.cu
+  csrc/cuda/ranking.cpp
+  csrc/cuda/ranking.cu
+  csrc/cuda/ranking_synthesis.cpp
+  csrc/cuda/ranking_synthesis.cu)
 
 if(DMLFAST_TORCH_CUDA)
   add_library(_C_cuda MODULE ${cuda_sources})

@@ -75,7 +75,7 @@ _KERNELS = {
     "contrast_sums": ("cpu", "cuda", "meta"),
     "contrast_triplet": ("cpu", "cuda", "meta"),
     "pairwise": ("cpu", "cuda", "meta"),
-    "ranking": ("cpu", "meta"),
+    "ranking": ("cpu", "cuda", "meta"),
 }
 
 _warned: set[tuple[str, str]] = set()

@@ -12,7 +12,7 @@
 #include "engine/matrix.h"
 #include "engine/packed_rows.h"
 #include "engine/upstream.h"
-#include "operator_checks.h"
+#include "ranking_checks.h"
 #include "ranking_isa.h"
 
 namespace dmlfast::cpu {
@@ -35,20 +35,15 @@ struct Side {
 // log(1 + sum exp(scale * (difference + common))) / scale.
 class Sides {
  public:
-  Sides(int64_t columns, double margin, double scale, const std::string& pairs)
-      : zeros_(columns, 0.0), steps_(columns) {
-    STD_TORCH_CHECK(pairs == "all" || pairs == "adjacent" || pairs == "band",
-                    "pairs: expected 'all', 'adjacent' or 'band', got '", pairs, "'");
-    STD_TORCH_CHECK(std::isfinite(margin), "margin: expected a finite number");
-    STD_TORCH_CHECK(scale > 0.0 && std::isfinite(scale),
-                    "scale: expected a finite number greater than 0");
+  Sides(int64_t columns, const RankingForm& form) : zeros_(columns, 0.0), steps_(columns) {
     for (int64_t k = 0; k < columns; ++k) {
       // Far beyond any float32, and no infinity whose difference with another would be NaN.
-      steps_[k] = std::clamp(-static_cast<double>(k) * margin, -1e300, 1e300);
+      steps_[k] = std::clamp(-static_cast<double>(k) * form.margin, -1e300, 1e300);
     }
-    sides_.push_back({margin, {1.0, scale, pairs == "adjacent", zeros_.data(), columns}});
-    if (pairs == "band") {
-      sides_.push_back({0.0, {-1.0, scale, false, steps_.data(), columns}});
+    const bool is_adjacent = form.pairs == RankingPairs::adjacent;
+    sides_.push_back({form.margin, {1.0, form.scale, is_adjacent, zeros_.data(), columns}});
+    if (form.pairs == RankingPairs::band) {
+      sides_.push_back({0.0, {-1.0, form.scale, false, steps_.data(), columns}});
     }
   }
 
@@ -170,13 +165,6 @@ class Panel {
   double sums_[kPanelRows] = {};
 };
 
-void check_similarities(const Tensor& similarities) {
-  check_matrix("similarities", similarities, similarities);
-  STD_TORCH_CHECK(similarities.scalar_type() != ScalarType::Double,
-                  "similarities: expected float16, bfloat16 or float32; the reference serves "
-                  "float64");
-}
-
 // Calls f(panel) for each panel of the rows, read.
 template <class F>
 void for_each_panel(const Tensor& similarities, const F& f) {
@@ -193,7 +181,7 @@ void for_each_panel(const Tensor& similarities, const F& f) {
 
 Tensor ranking_loss(Tensor similarities, double margin, double scale, std::string pairs) {
   check_similarities(similarities);
-  const Sides sides(similarities.size(1), margin, scale, pairs);
+  const Sides sides(similarities.size(1), ranking_form(margin, scale, pairs));
   Tensor loss = torch::stable::new_empty(similarities, {similarities.size(0)}, ScalarType::Float);
   float* losses = static_cast<float*>(loss.mutable_data_ptr());
   for_each_panel(similarities, [&](Panel& panel) { panel.write_losses(sides, losses); });
@@ -203,9 +191,8 @@ Tensor ranking_loss(Tensor similarities, double margin, double scale, std::strin
 Tensor ranking_loss_backward(Tensor grad, Tensor similarities, double margin, double scale,
                              std::string pairs) {
   check_similarities(similarities);
-  STD_TORCH_CHECK(grad.dim() == 1 && grad.size(0) == similarities.size(0),
-                  "grad: expected a value per row");
-  const Sides sides(similarities.size(1), margin, scale, pairs);
+  check_row_gradient(grad, similarities);
+  const Sides sides(similarities.size(1), ranking_form(margin, scale, pairs));
   Tensor result =
       torch::stable::new_empty(similarities, {similarities.size(0), similarities.size(1)});
   const std::vector<double> upstream = read_column(grad);

@@ -10,20 +10,14 @@
 #include <vector>
 
 #include "engine/isa.h"
-#include "operator_checks.h"
+#include "ranking_checks.h"
 #include "ranking_synthesis_isa.h"
 
 namespace dmlfast::cpu {
 
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-// Squared lengths between which sums and factors in float32 keep their digits. Rows beyond are
-// computed in float64, also those of length 0 or NaN.
-constexpr float kLeastSquare = 1e-20f;
-constexpr float kGreatestSquare = 1e20f;
 
 constexpr int64_t kLeastRows = 128;  // of a chunk, and
 constexpr int64_t kRowsPerStep = 4;  // so many, that its sums are smaller than its rows
@@ -246,23 +240,8 @@ class Row {
   SynthesisRow row_ = {};
 };
 
-void check_operands(const Tensor& projected, const Tensor& shifts,
-                    const std::optional<Tensor>& targets) {
-  check_matrix("projected", projected, projected);
-  check_matrix("shifts", shifts, projected);
-  STD_TORCH_CHECK(projected.scalar_type() == ScalarType::Float,
-                  "projected: expected float32; the reference serves float64");
-  STD_TORCH_CHECK(shifts.size(1) == projected.size(1), "shifts: expected ", projected.size(1),
-                  " dimensions, got ", shifts.size(1));
-  if (targets) {
-    check_matrix("targets", *targets, projected);
-    STD_TORCH_CHECK(targets->size(0) == projected.size(0) && targets->size(1) == projected.size(1),
-                    "targets: expected the shape of projected");
-  }
-}
-
 Tensor synthesis_similarity(Tensor projected, Tensor shifts, std::optional<Tensor> targets) {
-  check_operands(projected, shifts, targets);
+  check_synthesis(projected, shifts, targets);
   const Operands operands(projected, shifts, targets);
   Tensor result = torch::stable::new_empty(projected, {operands.rows, operands.steps});
   float* similarities = static_cast<float*>(result.mutable_data_ptr());
@@ -361,10 +340,8 @@ class Gradients {
 std::tuple<Tensor, Tensor, Tensor> synthesis_similarity_backward(Tensor grad, Tensor projected,
                                                                  Tensor shifts,
                                                                  std::optional<Tensor> targets) {
-  check_operands(projected, shifts, targets);
-  STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == projected.size(0) &&
-                      grad.size(1) == shifts.size(0) && grad.scalar_type() == ScalarType::Float,
-                  "grad: expected the shape and dtype of the similarities");
+  check_synthesis(projected, shifts, targets);
+  check_synthesis_gradient(grad, projected, shifts);
   const Operands operands(projected, shifts, targets);
   return Gradients(operands, grad, projected).compute();
 }

@@ -96,17 +96,7 @@ __device__ __forceinline__ double pair_value(const LabelledPairs& pairs, int anc
   return value_of_sum(pairs, sum, norm, reference);
 }
 
-// Whether all elements of a row are finite.
-__device__ __forceinline__ bool any_row_is_finite(const AnyRows& rows, int64_t row) {
-  double zero = 0.0;
-  for (int64_t k = 0; k < rows.columns; ++k) {
-    const double value = element(rows, row, k);
-    zero += value - value;
-  }
-  return zero == 0.0;
-}
-
-// The same, by all lanes of a warp.
+// Whether all elements of a row are finite, for all lanes of a warp.
 __device__ __forceinline__ bool warp_row_is_finite(const AnyRows& rows, int row) {
   double zero = 0.0;
   for (int64_t k = threadIdx.x % 32; k < rows.columns; k += 32) {

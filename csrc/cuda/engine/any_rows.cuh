@@ -62,6 +62,16 @@ __device__ __forceinline__ double element(const AnyRows& rows, int64_t row, int6
   }
 }
 
+// Whether all elements of a row are finite.
+__device__ __forceinline__ bool any_row_is_finite(const AnyRows& rows, int64_t row) {
+  double zero = 0.0;
+  for (int64_t k = 0; k < rows.columns; ++k) {
+    const double value = element(rows, row, k);
+    zero += value - value;
+  }
+  return zero == 0.0;
+}
+
 __device__ inline void store_element(const AnyResult& to, int64_t row, int64_t column,
                                      double value) {
   const int64_t at = row * to.columns + column;
