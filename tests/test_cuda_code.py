@@ -33,6 +33,9 @@ EXPECTATIONS = [
     ),
     # Selections compare float64 values.
     Expectation(r"(exact_walk|class_select|choose)_kernel<", requires=("DADD", "DMUL", "DSETP")),
+    # Ranking losses are float64 sums; synthesised rows are summed by fused float32 instructions.
+    Expectation(r"\branking_(loss|gradient)_kernel\b", requires=("DADD", "DMUL")),
+    Expectation(r"\bsynthesis_(measure|gradient)_kernel\b", requires=("FFMA",)),
     # Walks multiply on the tensor cores, on Hopper by group products.
     Expectation(r"\b(gradient_)?walk_kernel<", requires=("HGMMA",), architectures="sm_90a"),
     Expectation(r"\b(gradient_)?walk_kernel<", requires=("HMMA",), architectures=r"sm_(?!90a).*"),

@@ -37,7 +37,9 @@ def run(program, folder, header: list[float], tensors: list[Tensor], *shapes) ->
     data = np.frombuffer(emulation.run(program, folder, content), np.float32)
     assert len(data) == sum(map(math.prod, shapes))
     parts = np.split(data, np.cumsum([math.prod(shape) for shape in shapes])[:-1])
-    return [torch.from_numpy(p.copy()).reshape(s).double() for p, s in zip(parts, shapes)]
+    return [
+        torch.from_numpy(p.copy()).reshape(s).double() for p, s in zip(parts, shapes, strict=True)
+    ]
 
 
 def assert_within(actual: Tensor, expected: Tensor, tolerance: Tensor) -> None:
@@ -62,7 +64,14 @@ def upstream(*shape: int) -> Tensor:
 
 
 def check_loss(
-    program, folder, s: Tensor, *, margin: float = 0.11, scale: float = 32.0, pairs: str = "all"
+    program,
+    folder,
+    s: Tensor,
+    grad: Tensor | None = None,
+    *,
+    margin: float = 0.11,
+    scale: float = 32.0,
+    pairs: str = "all",
 ) -> None:
     options = {"margin": margin, "scale": scale, "pairs": pairs}
 
@@ -75,13 +84,13 @@ def check_loss(
     expected = reference.loss(s.double(), **options)
     loss = result("loss", [s.T], s.shape[:1])
     assert_within(loss, expected, 1.01 * EPSILON * expected.abs() + 1e-13 + LEAST)
-    grad = upstream(len(s))
+    grad = upstream(len(s)) if grad is None else grad
     expected = reference.loss_backward(grad, s.double(), **options)
     gradient = result(
         "loss_backward", [s.T, torch.stack([grad, torch.zeros_like(grad)], 1)], s.shape
     )
     tolerance = 1.01 * EPSILON * expected.abs() + 1e-12 * grad[:, None].abs() + LEAST
-    assert_within(gradient, expected, tolerance)
+    assert_within(gradient, expected, tolerance.nan_to_num(0.0))
 
 
 @each_pairs
@@ -101,9 +110,15 @@ def test_losses_of_nothing_are_0(program, tmp_path, pairs, size):
 @pytest.mark.parametrize("columns", [1, 5])
 def test_a_row_that_is_not_finite_is_nan_alone(program, tmp_path, pairs, columns):
     s = draw(40, columns)
-    # Of rows 2 and 3 one has an upstream gradient of 0.
-    s[1, 0], s[2, -1], s[3, 0], s[30, -1] = math.nan, math.inf, -math.inf, math.nan
-    check_loss(program, tmp_path, s, pairs=pairs)
+    s[1, 0], s[2, -1], s[3, 0], s[30:, -1] = math.nan, math.inf, -math.inf, math.nan
+    grad = upstream(40)
+    grad[30:32] = torch.tensor([0.0, 1.0])
+    check_loss(program, tmp_path, s, grad, pairs=pairs)
+
+
+@each_pairs
+def test_nan_from_above_reaches_no_row_without_a_pair(program, tmp_path, pairs):
+    check_loss(program, tmp_path, draw(3, 1), torch.full((3,), math.nan), pairs=pairs)
 
 
 @each_pairs
@@ -295,9 +310,19 @@ def test_rows_beside_rows_of_other_lengths_keep_their_digits(program, tmp_path, 
 
 
 @each_form
-@pytest.mark.parametrize("factor", [1e-30, 1e25])
-def test_upstream_gradients_of_any_size_keep_their_digits(program, tmp_path, form, factor):
-    check_synthesis(program, tmp_path, make(form, 9, 3, 20), factor * upstream(9, 3))
+# Lengths of rows and shifts, and upstream gradients that, divided by products of these, leave
+# float32, as the gradients do not.
+@pytest.mark.parametrize(
+    ("own", "shift", "size"),
+    [(1e9, 1e9, 1e-25), (1e-9, 1e-9, 1e25), (1e-9, 1e9, 1e-24), (1e-9, 1e9, 1e22)],
+)
+def test_upstream_gradients_of_any_size_keep_their_digits(
+    program, tmp_path, form, own, shift, size
+):
+    case = make(form, 9, 3, 20)
+    case.projected *= own
+    case.shifts *= shift
+    check_synthesis(program, tmp_path, case, size * upstream(9, 3))
 
 
 def test_large_targets_do_not_overflow(program, tmp_path):

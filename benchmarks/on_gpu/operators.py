@@ -80,6 +80,15 @@ def _statistics(x: Tensor, *_: Tensor) -> Any:
     return tuple(F.distance_statistics(x)[:2]) if len(x) > 1 else ()
 
 
+def _synthesis(x: Tensor, _: Tensor, references: Tensor, __: Tensor) -> Any:
+    synthesised = partial(F.synthesis_similarity, x, references[:5], references)
+    return synthesised(), synthesised(targets=(x @ references.T).detach())
+
+
+def _synthetic_ranking(x: Tensor, _: Tensor, references: Tensor, __: Tensor) -> Any:
+    return F.synthetic_ranking_loss(x, references[:5], references)
+
+
 def _neighbors(x: Tensor, labels: Tensor, references: Tensor, __: Tensor) -> Any:
     of_all = F.nearest_neighbors(x, references, k=20)
     return *of_all, *F.nearest_neighbors(x, k=5, query_labels=labels, candidates="negatives")
@@ -118,6 +127,10 @@ def _calls() -> dict[str, Call]:
         "proxy_nca_loss": _proxies(F.proxy_nca_loss),
         "proxy_anchor_loss": _proxies(F.proxy_anchor_loss),
         "soft_triple_loss": _soft_triple,
+        "ranking_loss": lambda x, *_: F.ranking_loss(x),
+        "ranking_loss, band": lambda x, *_: F.ranking_loss(x, pairs="band"),
+        "synthesis_similarity": _synthesis,
+        "synthetic_ranking_loss": _synthetic_ranking,
     }
 
 

@@ -48,9 +48,9 @@ def synthesis_similarity(
         of 0, is 0. A row or an offset that is not finite has similarities of NaN; a similarity
         whose upstream gradient is 0 gives none.
 
-    Memory: O(B·p) for the projection, and in backward as much again; no temporary of (B·J, d) or
-    (B·J, p). 16-bit rows are multiplied as float32, of which there is a copy. Deterministic as
-    torch's products are. float64 rows are served by plain torch everywhere.
+    Memory: O(B·(J + p)), and in backward as much again; no temporary of (B·J, d) or (B·J, p).
+    16-bit rows are multiplied as float32, of which there is a copy. Deterministic as torch's
+    products are. float64 rows are served by plain torch everywhere.
 
     Raises:
         TypeError: something is not a tensor or has a wrong dtype.
