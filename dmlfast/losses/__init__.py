@@ -8,20 +8,40 @@ from dmlfast.losses.margin import MarginLoss
 from dmlfast.losses.multi_similarity import MultiSimilarityLoss
 from dmlfast.losses.nca import NCALoss
 from dmlfast.losses.proxies import ProxyAnchorLoss, ProxyNCALoss, SoftTripleLoss
+from dmlfast.losses.self_supervised_ranking import (
+    SelfSupervisedRankingLoss,
+    SelfSupervisedSynthesisRankingLoss,
+)
 from dmlfast.losses.softmax import NPairsLoss, NTXentLoss, SupConLoss
+from dmlfast.losses.synthetic_ranking import (
+    MetricTerm,
+    RankingTerm,
+    Synthesis,
+    SyntheticRankingLoss,
+    SyntheticRankingTerms,
+    SyntheticWeights,
+)
 from dmlfast.losses.triplet import TripletMarginLoss
 
 __all__ = [
     "ContrastiveLoss",
     "CrossBatchMemory",
     "MarginLoss",
+    "MetricTerm",
     "MultiSimilarityLoss",
     "NCALoss",
     "NPairsLoss",
     "NTXentLoss",
     "ProxyAnchorLoss",
     "ProxyNCALoss",
+    "RankingTerm",
+    "SelfSupervisedRankingLoss",
+    "SelfSupervisedSynthesisRankingLoss",
     "SoftTripleLoss",
     "SupConLoss",
+    "Synthesis",
+    "SyntheticRankingLoss",
+    "SyntheticRankingTerms",
+    "SyntheticWeights",
     "TripletMarginLoss",
 ]

@@ -1,0 +1,723 @@
+"""The losses over synthesised samples and views, against their formulas in plain float64 loops."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from itertools import pairwise
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dmlfast import losses, use_backend
+from dmlfast.losses import (
+    MetricTerm,
+    RankingTerm,
+    SelfSupervisedRankingLoss,
+    SelfSupervisedSynthesisRankingLoss,
+    Synthesis,
+    SyntheticRankingLoss,
+    SyntheticWeights,
+)
+
+N, D, CLASSES = 14, 6, 4
+# What the constructor is given beside the sizes; published defaults else.
+VARIANTS = {
+    "published": {},
+    "band": {"ranking": RankingTerm(pairs="band", margin=0.03)},
+    "adjacent": {"ranking": RankingTerm(pairs="adjacent", margin=0.2, scale=7.0)},
+    "cosines qualify": {"synthesis": Synthesis(select="cosine", threshold=0.3)},
+    "all qualify": {"synthesis": Synthesis(select="all")},
+    "classes draw": {"synthesis": Synthesis(shuffle="class", select="all")},
+    "one intensity": {"synthesis": Synthesis(count=1)},
+    "short steps": {"synthesis": Synthesis(count=3, radius=0.2)},
+    "wide projection": {"synthesis": Synthesis(projection_size=9)},
+    "detached": {"synthesis": Synthesis(detach=True)},
+    "projected": {"base_on": "projected"},
+    "mean of classes": {"weights": SyntheticWeights(classes="mean", total=2.3)},
+    "ranking only": {"weights": SyntheticWeights(metric=0.0)},
+    "metric only": {
+        "weights": SyntheticWeights(ranking=0.0),
+        "metric": MetricTerm(margin=0.3, scale=9.0),
+    },
+    "quirks": {"reference_quirks": True},
+    "quirks, all qualify": {"reference_quirks": True, "synthesis": Synthesis(select="all")},
+    "as released": {"reference_quirks": True, "base_on": "projected"},
+    "no proxies": {"base": "triplet"},
+    "no proxies, all qualify": {"base": "triplet", "synthesis": Synthesis(select="all")},
+}
+each_variant = pytest.mark.parametrize("variant", VARIANTS)
+
+
+def batch(seed: int = 0, n: int = N, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Embeddings of four classes, of which the last has one."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, D, generator=generator, dtype=torch.float64)
+    labels = torch.arange(n) % (CLASSES - 1)
+    labels[n // 2] = CLASSES - 1
+    return x.to(dtype).requires_grad_(), labels
+
+
+def module(variant: str | None = None, **options: object) -> SyntheticRankingLoss:
+    """A loss in float64 whose parameters are all in general position."""
+    given = {**(VARIANTS[variant] if variant else {}), **options}
+    torch.manual_seed(1)
+    if given.get("base") == "triplet":
+        given["base"] = losses.TripletMarginLoss(0.2, positives="nearest")
+    classes = None if "base" in given else CLASSES
+    loss = SyntheticRankingLoss(classes, D, **given).double()
+    with torch.no_grad():
+        loss.projector.bias.normal_(std=0.1)
+    return loss
+
+
+# --- the formulas, sample by sample -------------------------------------------------------------
+
+
+def unit(v: Tensor) -> Tensor:
+    length = v.square().sum().sqrt()
+    return v / length if length > 0 else v * 0
+
+
+class Transcription:
+    """methods 2.2 to 2.7 with the parameters of a module, one number at a time."""
+
+    def __init__(self, loss: SyntheticRankingLoss, order: Tensor) -> None:
+        self.loss, self.order = loss, order
+        self.weight, self.bias = loss.projector.weight, loss.projector.bias
+
+    def q(self, v: Tensor) -> Tensor:
+        return unit(self.weight @ v + self.bias).clamp(min=0)
+
+    def synthesised(self, x: Tensor, row: int) -> list[Tensor]:
+        order = self.order if self.order.dim() == 1 else self.order[row]
+        result = []
+        for j, direction in enumerate(order.tolist(), start=1):
+            offset = j * self.loss.radius * unit(self.loss.directions[direction])
+            result.append(x + (unit(offset) if self.loss.reference_quirks else offset))
+        return result
+
+    def ranking(self, x: Tensor, row: int) -> Tensor:
+        term = self.loss.ranking
+        s = [self.q(r) @ self.q(x) for r in self.synthesised(x, row)]
+        right, left = x.new_zeros(()), x.new_zeros(())
+        for k in range(len(s)):
+            for j in range(k):
+                if term.pairs == "adjacent" and k != j + 1:
+                    continue
+                right = right + torch.exp(term.scale * (s[k] - s[j] + term.margin))
+                left = left + torch.exp(-term.scale * (s[k] - s[j] + k * term.margin))
+        value = torch.log(1 + right)
+        if term.pairs == "band":
+            value = value + torch.log(1 + left)
+        return 2 * value / term.scale
+
+    def metric(self, x: Tensor, row: int, target: Tensor) -> Tensor:
+        term = self.loss.metric
+        similarities = [self.q(r) @ target for r in self.synthesised(x, row)]
+        return torch.log(1 + sum(torch.exp(term.scale * (term.margin - s)) for s in similarities))
+
+    def anchor(self, units: list[Tensor], labels: list[int], row: int) -> Tensor | None:
+        proxies = getattr(self.loss.base, "proxies", None)
+        if proxies is not None:
+            return proxies[labels[row]]
+        others = [u for j, u in enumerate(units) if labels[j] == labels[row] and j != row]
+        return unit(sum(others) / len(others)).detach() if others else None
+
+    def qualifies(self, x: Tensor, anchor: Tensor | None) -> bool:
+        options = self.loss.synthesis
+        if anchor is None or options.select == "all":
+            return anchor is not None
+        value = anchor @ x / (1 if options.select == "raw" else anchor.norm())
+        return bool(value >= options.threshold)
+
+    def base(self, x: Tensor, labels: Tensor) -> Tensor:
+        if self.loss.base_on == "projected":
+            x = torch.stack([self.q(unit(row)) for row in x])
+        if not hasattr(self.loss.base, "proxies"):
+            return self.loss.base(x, labels)
+        pull, push, with_positives = 0, 0, 0
+        for c, proxy in enumerate(self.loss.base.proxies):
+            s = [unit(row) @ unit(proxy) for row in x]
+            own = [torch.exp(-32 * (v - 0.1)) for v, y in zip(s, labels, strict=True) if y == c]
+            other = [torch.exp(32 * (v + 0.1)) for v, y in zip(s, labels, strict=True) if y != c]
+            with_positives += bool(own)
+            pull = pull + torch.log(1 + sum(own, x.new_zeros(())))
+            push = push + torch.log(1 + sum(other, x.new_zeros(())))
+        return pull / with_positives + push / CLASSES
+
+    def __call__(self, x: Tensor, labels: Tensor) -> Tensor:
+        options, weights = self.loss.synthesis, self.loss.weights
+        classes = labels.tolist()
+        units = [unit(row.detach() if options.detach else row) for row in x]
+        terms, found = x.new_zeros(()), 0
+        for c in sorted(set(classes)):
+            rows = [i for i in range(len(classes)) if classes[i] == c]
+            anchors = {i: self.anchor(units, classes, i) for i in rows}
+            rows = [i for i in rows if self.qualifies(units[i], anchors[i])]
+            if not rows:
+                continue
+            found += 1
+            if self.loss.reference_quirks:
+                target = anchors[rows[0]]
+                for i in rows:
+                    target = self.q(target)
+                    metric = self.metric(units[i], i, target)
+            else:
+                values = [self.metric(units[i], i, self.q(anchors[i])) for i in rows]
+                metric = sum(values) / len(rows)
+            ranking = sum(self.ranking(units[i], i) for i in rows) / len(rows)
+            terms = terms + weights.metric * metric + weights.ranking * ranking
+        if weights.classes == "mean":
+            terms = terms / max(1, found)
+        return self.base(x, labels) + weights.total * terms
+
+
+def with_order(loss: SyntheticRankingLoss, labels: Tensor) -> Tensor:
+    """Makes a loss draw an order that is none of the plain ones, and returns it."""
+    count = len(loss.directions)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(7))
+    if loss.shuffle == "class":
+        order = torch.stack([order.roll(int(label)) for label in labels])
+    loss.draw = lambda groups: order
+    return order
+
+
+def gradients(value: Tensor, loss: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    wanted = {"x": x, **dict(loss.named_parameters())}
+    found = torch.autograd.grad(value, list(wanted.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(tensor) if gradient is None else gradient
+        for (name, tensor), gradient in zip(wanted.items(), found, strict=True)
+    }
+
+
+@each_variant
+@pytest.mark.parametrize("seed", [0, 1])
+def test_values_and_gradients_are_those_of_the_formulas(variant, seed):
+    x, labels = batch(seed)
+    loss = module(variant)
+    formulas = Transcription(loss, with_order(loss, labels))
+    value, expected = loss(x, labels), formulas(x, labels)
+    # float64 on both sides; the exponents are at most 32 * 1.2, sums of a hundred terms.
+    torch.testing.assert_close(value, expected, rtol=1e-11, atol=1e-12)
+    actual, wanted = gradients(value, loss, x), gradients(expected, loss, x)
+    assert {name for name, g in wanted.items() if g.any()} > {"projector.weight", "directions"}
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-9, atol=1e-11, msg=name)
+
+
+@each_variant
+@pytest.mark.parametrize("backend", ["kernel", "reference"])
+def test_float32_is_right_to_its_rounding(variant, backend):
+    x, labels = batch(2)
+    loss = module(variant).float()
+    order = with_order(loss, labels)
+    value = None
+    small = x.detach().float().requires_grad_()
+    with use_backend(backend):
+        value = loss(small, labels)
+        actual = gradients(value, loss, small)
+    # The same numbers, as float64.
+    exact, wide = loss.double(), small.detach().double().requires_grad_()
+    expected = Transcription(exact, order)(wide, labels)
+    # A similarity is off by a few 1e-7, and scale 32 makes that 1e-5 in an exponential.
+    torch.testing.assert_close(value.double(), expected, rtol=2e-5, atol=1e-6)
+    for name, gradient in gradients(expected, exact, wide).items():
+        bound = 1e-4 * gradient.abs().max().item() + 1e-6
+        torch.testing.assert_close(actual[name].double(), gradient, rtol=0, atol=bound, msg=name)
+
+
+def test_some_samples_qualify_and_some_do_not():
+    # Else the tests above would show nothing about the selection.
+    x, labels = batch()
+    for variant in ("published", "cosines qualify", "quirks", "no proxies"):
+        terms = module(variant).terms(x, labels)
+        assert 0.1 < terms.qualifying < 0.9, variant
+
+
+# --- the parts ------------------------------------------------------------------------------------
+
+
+def test_the_total_is_the_weighted_sum_of_the_terms():
+    x, labels = batch()
+    weights = SyntheticWeights(total=0.5, ranking=0.3, metric=0.7)
+    terms = module(synthesis=Synthesis(shuffle="none"), weights=weights).terms(x, labels)
+    expected = terms.base + 0.5 * (0.3 * terms.ranking + 0.7 * terms.metric)
+    torch.testing.assert_close(terms.total, expected)
+    assert min(terms.ranking, terms.metric) > 0
+
+
+def test_the_published_defaults():
+    loss = SyntheticRankingLoss(CLASSES, D)
+    assert loss.synthesis == Synthesis(
+        count=5, radius=1.0, select="raw", threshold=0.05, shuffle="batch", detach=False
+    )
+    assert loss.ranking == RankingTerm(margin=0.11, scale=32.0, pairs="all")
+    assert loss.metric == MetricTerm(margin=0.1, scale=32.0)
+    assert loss.weights == SyntheticWeights(total=0.23, ranking=0.9, metric=0.9, classes="sum")
+    assert isinstance(loss.base, losses.ProxyAnchorLoss)
+    assert (loss.base.margin, loss.base.alpha) == (0.1, 32.0)
+
+
+def test_the_parameters_have_names_for_an_optimiser():
+    shapes = {name: tuple(p.shape) for name, p in SyntheticRankingLoss(4, 6).named_parameters()}
+    assert shapes == {
+        "directions": (5, 6),
+        "projector.weight": (6, 6),
+        "projector.bias": (6,),
+        "base.proxies": (4, 6),
+    }
+
+
+def test_the_projector_starts_orthogonal():
+    loss = SyntheticRankingLoss(4, 6, synthesis=Synthesis(projection_size=9))
+    weight = loss.projector.weight
+    torch.testing.assert_close(weight.T @ weight, torch.eye(6))
+    assert not loss.projector.bias.any()
+
+
+def test_a_state_dict_resumes_the_loss():
+    one, other = module(), module()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1)
+    other.load_state_dict(one.state_dict())
+    values = []
+    for loss in (one, other):
+        loss.generator = torch.Generator().manual_seed(3)
+        values.append(loss(*batch()))
+    assert torch.equal(*values)
+
+
+@pytest.mark.parametrize("base", ["ProxyNCALoss", "SoftTripleLoss", "MultiSimilarityLoss"])
+def test_any_loss_is_a_base(base):
+    kind = getattr(losses, base)
+    given = kind() if base == "MultiSimilarityLoss" else kind(CLASSES, D)
+    x, labels = batch()
+    terms = SyntheticRankingLoss(None, D, base=given).double().terms(x, labels)
+    torch.testing.assert_close(terms.base, given(x, labels))
+    assert terms.qualifying > 0
+
+
+def test_losses_of_pytorch_metric_learning_are_bases():
+    theirs = pytest.importorskip("pytorch_metric_learning.losses").ProxyAnchorLoss(CLASSES, D)
+    x, labels = batch(dtype=torch.float32)
+    loss = SyntheticRankingLoss(None, D, base=theirs, synthesis=Synthesis(shuffle="none"))
+    ours = SyntheticRankingLoss(CLASSES, D, synthesis=Synthesis(shuffle="none"))
+    ours.load_state_dict(loss.state_dict())
+    torch.testing.assert_close(loss(x, labels), ours(x, labels))
+
+
+def test_a_tuple_and_references_are_for_the_base_loss():
+    x, labels = batch()
+    references, others = batch(1)
+    base = losses.TripletMarginLoss(0.2)
+    for base_on in ("latent", "projected"):
+        loss = SyntheticRankingLoss(None, D, base=base, base_on=base_on).double()
+        as_seen = partial(seen_projected, loss) if base_on == "projected" else Tensor.clone
+        terms = loss.terms(x, labels, None, references, others)
+        expected = base(as_seen(x), labels, None, as_seen(references), others)
+        torch.testing.assert_close(terms.base, expected)
+        indices = tuple(torch.tensor([0, 1]) for _ in range(3))
+        assert loss.terms(x, labels, indices).base == base(as_seen(x), labels, indices)
+
+
+def seen_projected(loss: SyntheticRankingLoss, x: Tensor) -> Tensor:
+    return loss.project(nn.functional.normalize(x))
+
+
+# --- draws ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shuffle", ["batch", "class"])
+def test_a_seed_decides_the_draws_and_nothing_else(shuffle):
+    x, labels = batch()
+    values = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed + 17)
+        before = torch.get_rng_state()
+        loss = module(synthesis=Synthesis(shuffle=shuffle, select="all"))
+        torch.set_rng_state(before)
+        loss.generator = torch.Generator().manual_seed(seed)
+        values.append([loss(x, labels).item() for _ in range(3)])
+        assert torch.equal(torch.get_rng_state(), before)
+    assert values[0] == values[1]
+    assert len({*values[0], *values[2]}) == 6
+
+
+def test_a_class_has_one_order_and_classes_have_their_own():
+    loss = module(synthesis=Synthesis(shuffle="class", count=8))
+    groups = torch.tensor([0, 3, 0, 3, 0])
+    order = loss.draw(groups)
+    assert torch.equal(order.sort(1).values, torch.arange(8).expand(5, 8))
+    assert torch.equal(order[0], order[2])
+    assert torch.equal(order[0], order[4])
+    assert torch.equal(order[1], order[3])
+    assert not torch.equal(order[0], order[1])
+
+
+def test_without_a_shuffle_the_bank_keeps_its_order():
+    loss = module(synthesis=Synthesis(shuffle="none"))
+    assert loss.draw(torch.zeros(3, dtype=torch.int64)).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_the_similarities_of_the_bank_in_its_order():
+    loss, x = module(), batch()[0]
+    formulas = Transcription(loss, torch.arange(5))
+    expected = [
+        [formulas.q(r) @ formulas.q(unit(row)) for r in formulas.synthesised(unit(row), 0)]
+        for row in x
+    ]
+    torch.testing.assert_close(
+        loss.unit_similarities(x), torch.stack([torch.stack(row) for row in expected])
+    )
+
+
+# --- what may happen to a batch -------------------------------------------------------------------
+
+
+def finite(value: Tensor, loss: nn.Module, x: Tensor) -> bool:
+    found = torch.autograd.grad(value, [x, *loss.parameters()])
+    return bool(value.isfinite()) and all(bool(g.isfinite().all()) for g in found)
+
+
+@each_variant
+def test_without_a_qualifying_sample_the_loss_is_the_base_loss(variant):
+    loss = module(variant, synthesis=Synthesis(threshold=math.inf))
+    x, labels = batch()
+    terms = loss.terms(x, labels)
+    assert terms.total == terms.base
+    assert terms.qualifying == 0
+    found = torch.autograd.grad(
+        terms.ranking + terms.metric, [loss.directions, loss.projector.weight]
+    )
+    assert not any(gradient.any() for gradient in found)
+
+
+@pytest.mark.parametrize("variant", ["published", "quirks", "no proxies", "classes draw"])
+@pytest.mark.parametrize("labels", ["one class", "all different", "two rows", "one row"])
+def test_unusual_classes_are_finite(variant, labels):
+    x, _ = batch()
+    rows = {"two rows": 2, "one row": 1}.get(labels, CLASSES)
+    x = x[:rows].detach().requires_grad_()
+    classes = torch.arange(rows) if labels == "all different" else torch.zeros(rows).long()
+    loss = module(variant)
+    assert finite(loss(x, classes), loss, x)
+
+
+def test_a_class_of_one_has_no_mean_of_others():
+    x, labels = batch()
+    loss = module("no proxies, all qualify")
+    # All but the only one of its class.
+    assert loss.terms(x, labels).qualifying == pytest.approx((N - 1) / N)
+
+
+@pytest.mark.parametrize("variant", ["published", "no proxies", "quirks"])
+def test_zero_and_equal_rows_are_finite(variant):
+    _, labels = batch()
+    for x in (torch.zeros(N, D), torch.ones(N, D)):
+        x = x.double().requires_grad_()
+        loss = module(variant, synthesis=Synthesis(select="all"))
+        assert finite(loss(x, labels), loss, x)
+
+
+def test_an_empty_batch_has_the_base_loss():
+    loss = module(base=losses.TripletMarginLoss())
+    x = torch.zeros(0, D, dtype=torch.float64, requires_grad=True)
+    terms = loss.terms(x, torch.zeros(0, dtype=torch.int64))
+    assert terms.total == terms.base == 0
+
+
+def test_one_intensity_has_nothing_to_rank():
+    terms = module("one intensity").terms(*batch())
+    assert terms.ranking == 0
+    assert terms.metric > 0
+
+
+def test_labels_without_a_proxy_do_not_qualify():
+    x, labels = batch()
+    loss = module("all qualify")
+    assert loss.terms(x, labels).qualifying == 1
+    assert loss.terms(x, labels + CLASSES).qualifying == 0
+    assert loss.terms(x, labels - CLASSES).qualifying == 0
+    assert loss.terms(x, torch.full((N,), 2**62)).qualifying == 0
+
+
+def test_detached_samples_move_nothing_but_the_parameters():
+    x, labels = batch()
+    loss = module("detached")
+    terms = loss.terms(x, labels)
+    synthetic = terms.total - terms.base
+    found = torch.autograd.grad(synthetic, [x, loss.directions, loss.base.proxies])
+    assert not found[0].any()
+    assert found[1].any()
+    assert found[2].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_16_bit_embeddings_are_taken_as_stored(dtype):
+    x, labels = batch(dtype=dtype)
+    loss = module(synthesis=Synthesis(shuffle="none")).float()
+    synthetic = [
+        loss.terms(given, labels).ranking for given in (x, x.detach().float().requires_grad_())
+    ]
+    assert torch.equal(*synthetic)
+
+
+def test_autocast_changes_no_synthetic_term():
+    x, labels = batch(dtype=torch.float32)
+    loss = module(synthesis=Synthesis(shuffle="none")).float()
+    plain = loss.terms(x, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = loss.terms(x, labels)
+    assert torch.equal(plain.ranking, cast.ranking)
+    assert torch.equal(plain.metric, cast.metric)
+
+
+def test_two_runs_have_the_same_bits():
+    x = torch.randn(600, 32, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(600) % 40
+    results = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        loss = SyntheticRankingLoss(40, 32, generator=torch.Generator().manual_seed(0))
+        given = x.clone().requires_grad_()
+        value = loss(given, labels)
+        results.append([value, *torch.autograd.grad(value, [given, *loss.parameters()])])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+class _Largest(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("shuffle", ["batch", "class"])
+@pytest.mark.parametrize("base", ["proxies", "means"])
+def test_no_tensor_holds_the_synthesised_samples(shuffle, base):
+    n, d, count = 64, 128, 5
+    torch.manual_seed(0)
+    given = None if base == "proxies" else losses.TripletMarginLoss(positives="nearest")
+    loss = SyntheticRankingLoss(
+        None if given else 4,
+        d,
+        base=given,
+        synthesis=Synthesis(count=count, shuffle=shuffle, projection_size=64, select="all"),
+    )
+    x = torch.randn(n, d, requires_grad=True)
+    with _Largest() as largest:
+        loss(x, torch.arange(n) % 4).backward()
+    assert largest.elements <= n * d
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_classes": None}, TypeError, "num_classes: expected an integer, got None"),
+        ({"base": nn.Identity()}, ValueError, "num_classes: expected None with base, got 4"),
+        ({"base": "triplet"}, TypeError, "base: expected a loss module or None, got str"),
+        ({"synthesis": 5}, TypeError, "synthesis: expected Synthesis or None, got int"),
+        ({"ranking": MetricTerm()}, TypeError, "ranking: expected RankingTerm or None"),
+        ({"base_on": "both"}, ValueError, "base_on: expected one of .*, got 'both'"),
+        ({"reference_quirks": 1}, TypeError, "reference_quirks: expected True or False, got 1"),
+        ({"generator": 3}, TypeError, "generator: expected a torch.Generator or None, got int"),
+        (
+            {"base_on": "projected", "synthesis": Synthesis(projection_size=9)},
+            ValueError,
+            "projection_size: expected 6, .* with base_on='projected', got 9",
+        ),
+        (
+            {"reference_quirks": True, "synthesis": Synthesis(projection_size=9)},
+            ValueError,
+            "projection_size: expected 6, .* with reference_quirks, got 9",
+        ),
+        (
+            {"num_classes": None, "base": losses.NCALoss(), "reference_quirks": True},
+            ValueError,
+            "reference_quirks: expected False for a base loss without proxies",
+        ),
+        (
+            {"num_classes": None, "base": losses.ProxyNCALoss(4, 5)},
+            ValueError,
+            "base: expected proxies of 6 dimensions",
+        ),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        SyntheticRankingLoss(options.pop("num_classes", 4), 6, **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (Synthesis, {"count": 0}, "count: expected at least 1, got 0"),
+        (Synthesis, {"radius": 0.0}, "radius: expected a finite number greater than 0"),
+        (Synthesis, {"select": "near"}, "select: expected one of"),
+        (Synthesis, {"shuffle": "row"}, "shuffle: expected one of"),
+        (Synthesis, {"threshold": math.nan}, "threshold: expected a number, got nan"),
+        (RankingTerm, {"scale": 0.0}, "scale: expected a finite number greater than 0"),
+        (RankingTerm, {"pairs": "some"}, "pairs: expected one of"),
+        (MetricTerm, {"scale": -1.0}, "scale: expected a finite number greater than 0"),
+        (SyntheticWeights, {"total": -0.1}, "total: expected a finite number from 0 on"),
+        (SyntheticWeights, {"classes": "max"}, "classes: expected one of"),
+    ],
+)
+def test_an_option_outside_its_limits_is_refused(kind, options, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**options)
+
+
+@pytest.mark.parametrize(
+    ("x", "labels", "error", "message"),
+    [
+        (torch.zeros(3), torch.zeros(3).long(), ValueError, "embeddings: expected a 2-D tensor"),
+        (torch.zeros(3, 5), torch.zeros(3).long(), ValueError, "embeddings: expected 6 dimensions"),
+        (torch.zeros(3, 6), torch.zeros(2).long(), ValueError, r"labels: expected shape \(3,\)"),
+        (torch.zeros(3, 6), torch.zeros(3), TypeError, "labels: expected an integer dtype"),
+    ],
+)
+def test_a_wrong_batch_is_refused(x, labels, error, message):
+    with pytest.raises(error, match=message):
+        SyntheticRankingLoss(4, 6)(x, labels)
+
+
+def test_a_base_loss_that_is_not_a_scalar_is_refused():
+    loss = SyntheticRankingLoss(None, 6, base=losses.NTXentLoss(reduction="none"))
+    with pytest.raises(ValueError, match="base: expected a scalar loss"):
+        loss(torch.ones(4, 6), torch.zeros(4).long())
+
+
+# --- ranking of views and of synthesised samples without labels -----------------------------------
+
+
+class Constants(NamedTuple):
+    margin: float
+    bound: float
+    scale: float
+    positive_weight: float
+
+
+def ranking_of_views(similarities: list[Tensor], constants: Constants) -> Tensor:
+    """methods 2.10 for one sample."""
+    a, b, s, weight = constants
+    sort = 1 + sum(
+        torch.exp(s * (following - one + a)) for one, following in pairwise(similarities)
+    )
+    close = 1 + sum(torch.exp(-s * (one - b)) for one in similarities)
+    return (torch.log(torch.as_tensor(sort)) + weight * torch.log(close)) / s
+
+
+PUBLISHED = Constants(0.05, 0.5, 12.0, 1.0)
+each_constants = pytest.mark.parametrize("constants", [PUBLISHED, Constants(0.3, 0.1, 5.0, 0.4)])
+
+
+@each_constants
+@pytest.mark.parametrize("count", [4, 2, 1])
+def test_the_ranking_of_views_is_its_formula(constants, count):
+    generator = torch.Generator().manual_seed(0)
+    sources = torch.randn(5, D, generator=generator, dtype=torch.float64, requires_grad=True)
+    views = torch.randn(5, count, D, generator=generator, dtype=torch.float64, requires_grad=True)
+    loss = SelfSupervisedRankingLoss(*constants[:3], positive_weight=constants.positive_weight)
+    if constants == PUBLISHED:
+        loss = SelfSupervisedRankingLoss()
+    value = loss(sources, views)
+    rows = [
+        ranking_of_views([unit(source) @ unit(view) for view in own], constants)
+        for source, own in zip(sources, views, strict=True)
+    ]
+    expected = sum(rows) / 5
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+    for actual, wanted in zip(
+        torch.autograd.grad(value, (sources, views)),
+        torch.autograd.grad(expected, (sources, views)),
+        strict=True,
+    ):
+        torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=1e-12)
+
+
+@each_constants
+def test_the_ranking_of_synthesised_samples_is_its_formula(constants):
+    x, _ = batch()
+    torch.manual_seed(2)
+    loss = SelfSupervisedSynthesisRankingLoss(
+        D,
+        radius=0.4,
+        projection_size=8,
+        margin=constants.margin,
+        bound=constants.bound,
+        scale=constants.scale,
+        positive_weight=constants.positive_weight,
+    ).double()
+    order = torch.tensor([2, 0, 3, 1])
+    loss.draw = lambda groups: order
+    value = loss(x)
+    expected = x.new_zeros(())
+    for row in x:
+        similarities = []
+        for n, direction in enumerate(order.tolist(), start=1):
+            moved = unit(row) + n * 0.4 * unit(loss.directions[direction])
+            projected = [unit(loss.projector(v)).clamp(min=0) for v in (moved, unit(row))]
+            similarities.append(projected[0] @ projected[1])
+        expected = expected + ranking_of_views(similarities, constants) / N
+    torch.testing.assert_close(value, expected, rtol=1e-11, atol=0)
+    actual, wanted = gradients(value, loss, x), gradients(expected, loss, x)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_the_synthesis_of_self_supervised_ranking_draws_by_its_generator():
+    x, _ = batch()
+    torch.manual_seed(0)
+    loss = SelfSupervisedSynthesisRankingLoss(D).double()
+    values = []
+    for seed in (0, 0, 1):
+        loss.generator = torch.Generator().manual_seed(seed)
+        values.append([loss(x).item() for _ in range(3)])
+    assert values[0] == values[1] != values[2]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_self_supervised_ranking_reduces_over_samples(reduction):
+    sources, views = torch.randn(3, D), torch.randn(3, 4, D)
+    rows = SelfSupervisedRankingLoss(reduction="none")(sources, views)
+    assert rows.shape == (3,)
+    expected = rows if reduction == "none" else getattr(rows, reduction)()
+    torch.testing.assert_close(
+        SelfSupervisedRankingLoss(reduction=reduction)(sources, views), expected
+    )
+
+
+def test_self_supervised_ranking_of_no_sample_is_zero():
+    assert SelfSupervisedRankingLoss()(torch.zeros(0, D), torch.zeros(0, 4, D)) == 0
+    assert SelfSupervisedSynthesisRankingLoss(D)(torch.zeros(0, D)) == 0
+
+
+@pytest.mark.parametrize(
+    ("views", "error", "message"),
+    [
+        (torch.zeros(3, D), ValueError, r"views: expected shape \(3, N, 6\)"),
+        (torch.zeros(2, 4, D), ValueError, r"views: expected shape \(3, N, 6\)"),
+        (torch.zeros(3, 4, D + 1), ValueError, r"views: expected shape \(3, N, 6\)"),
+        (torch.zeros(3, 4, D).double(), TypeError, "views: expected torch.float32 as sources"),
+        (None, TypeError, "views: expected a torch.Tensor"),
+    ],
+)
+def test_wrong_views_are_refused(views, error, message):
+    with pytest.raises(error, match=message):
+        SelfSupervisedRankingLoss()(torch.zeros(3, D), views)
