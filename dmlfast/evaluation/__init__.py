@@ -1,7 +1,19 @@
-"""Retrieval metrics of an embedding, and the pass over a data set that computes the embedding."""
+"""Metrics of an embedding, and the pass over a data set that computes the embedding."""
 
 from __future__ import annotations
 
+from dmlfast.evaluation.intensity import (
+    IntensityRanking,
+    evaluate_intensity_ranking,
+    view_similarities,
+)
 from dmlfast.evaluation.retrieval import RetrievalMetrics, embed, evaluate_retrieval
 
-__all__ = ["RetrievalMetrics", "embed", "evaluate_retrieval"]
+__all__ = [
+    "IntensityRanking",
+    "RetrievalMetrics",
+    "embed",
+    "evaluate_intensity_ranking",
+    "evaluate_retrieval",
+    "view_similarities",
+]
