@@ -18,7 +18,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from dmlfast import data
-from dmlfast.data import DataSet, MPerClassSampler, RandomAffine, Split, glyphs, rendering
+from dmlfast.data import (
+    DataSet,
+    MPerClassSampler,
+    RandomAffine,
+    RandomView,
+    Split,
+    glyphs,
+    rendering,
+    rising_views,
+    transforms,
+)
 from dmlfast.data.rendering import Glyphs, base_letter
 
 pytest.importorskip("sklearn")
@@ -592,6 +602,104 @@ def sampler(labels: Tensor, **settings: Any) -> MPerClassSampler:
 # 7 classes of 1 to 7 samples, shuffled, with labels at both ends of the range.
 VALUES = torch.tensor([-(2**63), -5, 0, 1, 2, 10**12, 2**63 - 1])
 LABELS = VALUES.repeat_interleave(torch.arange(1, 8))[torch.randperm(28, generator=generator(9))]
+
+
+class TestRandomView:
+    def test_a_strength_of_nothing_changes_nothing(self) -> None:
+        images = torch.rand(4, 1, 9, 12, generator=generator())
+        assert torch.equal(RandomView(0.0)(images, generator()), images)
+
+    def test_a_seed_decides_everything(self) -> None:
+        images = torch.rand(4, 1, 16, 16, generator=generator(5))
+        one, same, other = (RandomView(0.4)(images, generator(seed)) for seed in (0, 0, 1))
+        assert torch.equal(one, same)
+        assert not torch.equal(one, other)
+
+    def test_the_stream_goes_on_alike_whatever_the_strength(self) -> None:
+        images, states = torch.rand(4, 1, 8, 8), []
+        for strength in (0.0, 0.3, 0.9):
+            source = generator()
+            RandomView(strength)(images, source)
+            states.append(source.get_state())
+        assert torch.equal(states[0], states[1])
+        assert torch.equal(states[0], states[2])
+
+    def test_the_images_of_a_batch_have_views_of_their_own(self) -> None:
+        views = RandomView(0.4)(torch.rand(1, 1, 16, 16).expand(3, 1, 16, 16), generator())
+        assert not torch.equal(views[0], views[1])
+        assert not torch.equal(views[1], views[2])
+
+    @pytest.mark.parametrize("strength", [0.2, 0.5, 0.8])
+    def test_corners_lie_where_the_crop_and_its_distortion_put_them(self, strength: float) -> None:
+        corners = RandomView(strength)._corners(
+            torch.rand(2000, 10, generator=generator()).double()
+        )
+        side = math.sqrt(1 - strength)
+        upright = torch.tensor([[-1.0, -1], [1, -1], [-1, 1], [1, 1]]).double()
+        # The mean of the corners is the middle of the crop, but for their own moves.
+        away = (corners - side * upright).abs()
+        assert away.max() <= 1 - side + side * strength / 2
+        assert away.max() > 0.9 * (1 - side + side * strength / 2)
+        # Half the products of the diagonals: the area, on average that of the crop.
+        one, other = corners[:, 3] - corners[:, 0], corners[:, 2] - corners[:, 1]
+        area = (one[:, 0] * other[:, 1] - one[:, 1] * other[:, 0]) / 2
+        assert area.min() > 0
+        assert area.mean() / 4 == pytest.approx(1 - strength, rel=0.05)
+
+    def test_the_map_takes_the_corners_and_lines_of_the_view_to_the_image(self) -> None:
+        corners = torch.tensor([[[-0.9, -0.8], [0.7, -0.5], [-0.6, 0.9], [0.8, 0.6]]]).double()
+        size = 4001
+        grid = transforms._perspective_grid(corners, size, size)[0]
+        ends = torch.stack([grid[0, 0], grid[0, -1], grid[-1, 0], grid[-1, -1]])
+        # Half a pixel of 4001 lies between the corner and the middle of the last pixel.
+        torch.testing.assert_close(ends, corners[0], rtol=0, atol=1e-3)
+        # Straight lines stay straight: so do the diagonals, which meet in the middle.
+        middle = grid[size // 2, size // 2]
+        for one, other in ((0, 3), (1, 2)):
+            along, to = corners[0, other] - corners[0, one], middle - corners[0, one]
+            assert abs(along[0] * to[1] - along[1] * to[0]) < 1e-12
+
+    def test_of_a_flat_image_brightness_and_contrast_are_left(self) -> None:
+        # Contrast has nothing to spread, and the crop stays inside for this strength.
+        views = RandomView(0.4)(torch.full((500, 1, 33, 33), 0.5), generator())
+        middle = views[:, 0, 16, 16]
+        assert middle.min() > 0.5 * 0.8 - 0.1
+        assert middle.max() < 0.5 * 1.2 + 0.1
+        assert middle.std() > 0.03
+
+    def test_values_stay_between_ground_and_ink(self) -> None:
+        views = RandomView(0.9)(torch.rand(50, 1, 16, 16, generator=generator()), generator())
+        assert views.min() >= 0
+        assert views.max() <= 1
+
+    def test_stronger_views_differ_more_from_the_image(self, clean: Glyphs) -> None:
+        images = clean.images[:100, 0][:, None].float() / 255
+        away = [
+            (view(images, generator()) - images).square().mean().item() for view in rising_views(4)
+        ]
+        assert away == sorted(away)
+        assert away[0] > 0
+
+    def test_strengths_rise_as_published(self) -> None:
+        strengths = [view.strength for view in rising_views(4)]
+        assert strengths == pytest.approx([0.1974, 0.3799, 0.5370, 0.6640], abs=1e-4)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_keeps_shape_and_dtype(self, dtype: torch.dtype) -> None:
+        views = RandomView(0.5)(torch.rand(3, 2, 8, 12, dtype=dtype), generator())
+        assert (views.shape, views.dtype) == ((3, 2, 8, 12), dtype)
+        assert RandomView(0.5)(torch.zeros(0, 1, 8, 8), generator()).shape == (0, 1, 8, 8)
+
+    @pytest.mark.parametrize("strength", [-0.1, 1.0, math.nan])
+    def test_a_strength_outside_its_limits_is_refused(self, strength: float) -> None:
+        with pytest.raises(ValueError, match="strength: expected a number in"):
+            RandomView(strength)
+
+    def test_what_are_no_images_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="images: expected"):
+            RandomView(0.5)(torch.zeros(8, 8), generator())
+        with pytest.raises(TypeError, match="images: expected float32 or float64"):
+            RandomView(0.5)(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), generator())
 
 
 class TestMPerClassSampler:

@@ -8,16 +8,18 @@ from collections.abc import Callable
 from dmlfast.data import digits, glyphs
 from dmlfast.data.dataset import Augmentation, DataSet, Split
 from dmlfast.data.sampler import MPerClassSampler
-from dmlfast.data.transforms import RandomAffine
+from dmlfast.data.transforms import RandomAffine, RandomView, rising_views
 
 __all__ = [
     "Augmentation",
     "DataSet",
     "MPerClassSampler",
     "RandomAffine",
+    "RandomView",
     "Split",
     "load",
     "names",
+    "rising_views",
 ]
 
 _LOADERS: dict[str, Callable[[str | os.PathLike[str] | None], DataSet]] = {
