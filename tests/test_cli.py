@@ -170,6 +170,7 @@ def test_train_writes_no_control_codes_where_there_is_no_terminal(
 def test_options_reach_the_configuration(tmp_path: Path) -> None:
     given = {
         "data": "digits-unseen",
+        "method": "triplet",
         "positives": "farthest",
         "negatives": "hardest",
         "margin": 0.3,
@@ -179,6 +180,7 @@ def test_options_reach_the_configuration(tmp_path: Path) -> None:
         "samples_per_class": 4,
         "learning_rate": 0.01,
         "evaluate_every": 5,
+        "labelled_per_class": 7,
         "seed": 9,
         "device": "cpu",
         "backend": "reference",

@@ -38,8 +38,13 @@ from dmlfast.training import (
     summarize,
     train,
 )
-from dmlfast.training.config import Backend, Negatives, Positives
-from dmlfast.training.loop import _mean
+from dmlfast.training.config import Backend
+from dmlfast.training.methods.triplet import (
+    Negatives,
+    Positives,
+    TripletSettings,
+    mean_of_active,
+)
 from dmlfast.training.state import TrainingState
 from dmlfast.training.summary import long_form
 
@@ -91,14 +96,15 @@ class TestConfig:
     @pytest.mark.parametrize("name", data_sets.names())
     def test_every_data_set_has_defaults(self, name: str) -> None:
         config = TrainConfig.resolve(name)
-        assert (config.data, config.positives, config.negatives) == (name, "nearest", "semihard")
+        assert config.data == name
+        assert config.method == TripletSettings(positives="nearest", negatives="semihard")
 
     def test_digits_fill_a_batch_with_their_two_classes(self) -> None:
         config = TrainConfig.resolve("digits")
         assert (config.batch_size, config.samples_per_class) == (128, 64)
 
     def test_a_given_setting_replaces_the_default(self) -> None:
-        assert TrainConfig.resolve("digits", margin=0.5).margin == 0.5
+        assert TrainConfig.resolve("digits", margin=0.5).method.margin == 0.5
 
     def test_none_leaves_the_default(self) -> None:
         assert TrainConfig.resolve("digits", margin=None) == TrainConfig.resolve("digits")
@@ -211,7 +217,7 @@ class TestSummary:
 
 class TestState:
     def state(self) -> TrainingState:
-        return TrainingState(small(), (1, 8, 8), torch.device("cpu"))
+        return TrainingState(small(), (1, 8, 8), torch.device("cpu"), 2)
 
     def test_keeps_the_weights_of_the_selected_step_while_training_goes_on(self) -> None:
         state = self.state()
@@ -233,7 +239,7 @@ class TestState:
 
     def test_images_that_are_not_square_are_refused(self) -> None:
         with pytest.raises(ValueError, match="image_shape: expected square images, got 8 x 9"):
-            TrainingState(small(), (1, 8, 9), torch.device("cpu"))
+            TrainingState(small(), (1, 8, 9), torch.device("cpu"), 2)
 
 
 class TestResume:
@@ -308,10 +314,10 @@ class TestMean:
         options = {"margin": 0.2, "positives": positives, "negatives": negatives}
         losses = TripletMarginLoss(**options, reduction="none")(x, torch.arange(24) % 3)
         expected = TripletMarginLoss(**options, reduction="mean")(x, torch.arange(24) % 3)
-        torch.testing.assert_close(_mean(losses)[0], expected)
+        torch.testing.assert_close(mean_of_active(losses)[0], expected)
 
     def test_an_anchor_whose_loss_is_nan_is_active(self) -> None:
-        mean, active = _mean(torch.tensor([math.nan, 0.0, 0.5, 0.0]))
+        mean, active = mean_of_active(torch.tensor([math.nan, 0.0, 0.5, 0.0]))
         assert math.isnan(mean)
         assert active == 0.5
 

@@ -80,7 +80,7 @@ def without_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the drawing, most of the time of a tiny run."""
     import dmlfast.plots
 
-    for name, position in (("plot_curves", 1), ("plot_embedding", 2)):
+    for name, position in (("plot_curves", 1), ("plot_embedding", 2), ("plot_intensity", 1)):
         monkeypatch.setattr(
             dmlfast.plots,
             name,

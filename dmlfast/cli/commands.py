@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import click
 
@@ -20,9 +21,10 @@ from dmlfast.training import (
     TrainingError,
     TrainResult,
     interruption,
+    methods,
     train,
 )
-from dmlfast.training.config import Backend, Negatives, Positives
+from dmlfast.training.config import Backend
 
 # What a shell reports for a command that SIGINT ended.
 _INTERRUPTED = 128 + signal.SIGINT
@@ -61,25 +63,45 @@ def info() -> None:
 commands.add_command(bench)
 
 
+def method_options(command: Callable[..., int]) -> Callable[..., int]:
+    """Every setting of every method as an option, which says whose it is."""
+    told: dict[str, dict[str, list[str]]] = {}
+    kinds: dict[str, dict[str, Any]] = {}
+    for method in methods.names():
+        settings = methods.settings_of(method)
+        types = get_type_hints(settings)
+        for field in dataclasses.fields(settings):
+            text = f"{field.metadata['help']} (default: {field.default})"
+            told.setdefault(field.name, {}).setdefault(text, []).append(method)
+            kinds[field.name] = _kind_of(types[field.name])
+    # The last option that is added is listed first.
+    for name, texts in reversed(told.items()):
+        text = " ".join(f"For {', '.join(whose)}: {text}" for text, whose in texts.items())
+        command = click.option(f"--{name.replace('_', '-')}", help=text, **kinds[name])(command)
+    return command
+
+
+def _kind_of(kind: Any) -> dict[str, Any]:
+    """What click takes for a setting of a type."""
+    if get_args(kind):
+        return {"type": click.Choice(get_args(kind))}
+    return {"is_flag": True, "default": None} if kind is bool else {"type": kind}
+
+
 @commands.command("train")
 @click.option("--data", help=f"Data set: {', '.join(data_sets.names())}. [default: digits]")
 @click.option(
-    "--positives",
-    type=click.Choice(get_args(Positives)),
-    help="Same-class samples that an anchor is compared with.",
+    "--method", type=click.Choice(methods.names()), help="Training method. [default: triplet]"
 )
-@click.option(
-    "--negatives",
-    type=click.Choice(get_args(Negatives)),
-    help="Samples of other classes that an anchor is compared with.",
-)
-@click.option("--margin", type=float, help="Margin of the triplet loss.")
 @click.option("--dimensions", type=int, help="Length of the embedding.")
 @click.option("--steps", type=int, help="Optimiser steps.")
 @click.option("--batch-size", type=int, help="Images a step.")
 @click.option("--samples-per-class", type=int, help="Images of one class in a batch.")
 @click.option("--learning-rate", type=float, help="Learning rate of Adam.")
 @click.option("--evaluate-every", type=int, help="Steps from one evaluation to the next.")
+@click.option(
+    "--labelled-per-class", type=int, help="Training images of each class, 0 for all. [default: 0]"
+)
 @click.option("--seed", type=int, help="Start of every random stream. [default: 0]")
 @click.option("--device", help="cpu, cuda or cuda:<number>. [default: cpu]")
 @click.option(
@@ -90,10 +112,11 @@ commands.add_command(bench)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Run folder. [default: the first free runs/<data>-<positives>-<seed>]",
+    help="Run folder. [default: the first free one in runs, named by data, method and seed]",
 )
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
+@method_options
 def train_command(out: Path | None, resume: bool, overwrite: bool, **given: Any) -> int:
     """Train an embedding and write the run to a folder.
 
@@ -146,7 +169,7 @@ def _resolved(given: dict[str, Any]) -> TrainConfig:
 def _resumed(folder: Path, given: dict[str, Any]) -> TrainConfig:
     _, config = RunFolder.open(folder)
     for name, value in given.items():
-        own = getattr(config, name)
+        own = config.as_dict().get(name)
         if value is not None and value != own:
             raise click.ClickException(
                 f"The run in {folder} has {name} {own}, so it cannot be resumed with "
@@ -156,7 +179,7 @@ def _resumed(folder: Path, given: dict[str, Any]) -> TrainConfig:
 
 
 def _first_free(parent: Path, config: TrainConfig) -> Path:
-    name = f"{config.data}-{config.positives}-{config.seed}"
+    name = f"{config.data}-{config.method.title()}-{config.seed}"
     folder, number = parent / name, 2
     while folder.exists():
         folder, number = parent / f"{name}-{number}", number + 1

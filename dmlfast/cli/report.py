@@ -21,7 +21,7 @@ from rich.table import Table
 
 from dmlfast.benchmarking import BenchmarkProgress, Results, short_table
 from dmlfast.training import Progress, TrainConfig
-from dmlfast.training.summary import LABELS
+from dmlfast.training.summary import LABELS, groups_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -80,6 +80,8 @@ class TrainingReport(_Report):
     def print_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Print the test metrics at the step that validation selects, and at the best test step.
 
+        What only a method evaluates follows the table, at the selected step.
+
         Args:
             metrics: what `dmlfast.training.summarize` returns.
         """
@@ -91,8 +93,17 @@ class TrainingReport(_Report):
                 table.add_column(f"{labels}\n{chosen}, step {step}", justify="right")
         for name in metrics["class"]:
             cells = [group[labels][name] for group in (metrics, best) for labels in LABELS]
-            table.add_row(name, *("-" if cell is None else f"{cell:.4f}" for cell in cells))
-        Console().print(table)
+            table.add_row(name, *map(_shown, cells))
+        console = Console()
+        console.print(table)
+        for group in groups_of(metrics):
+            if group not in LABELS:
+                numbers = (f"{name} {_shown(value)}" for name, value in metrics[group].items())
+                console.print(f"{group}, selected: {', '.join(numbers)}", highlight=False)
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 class BenchmarkReport(_Report):

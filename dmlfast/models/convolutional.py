@@ -22,7 +22,8 @@ class ConvolutionalEmbedding(nn.Module):
     small image the first ones keep its size. The channels double from block to block, up to four
     times `width`.
 
-    The embedding is returned as it is, not normalised: the loss and the evaluation do that.
+    The blocks are `features`, the linear map is `head`, which gets `feature_size` numbers. The
+    embedding is returned as it is, not normalised: the loss and the evaluation do that.
 
     Args:
         image_size: height and width of the square images, in pixels.
@@ -58,8 +59,28 @@ class ConvolutionalEmbedding(nn.Module):
             wider = width * min(2**number, 4)
             blocks.append(_block(channels, wider, stride=stride))
             channels, side = wider, math.ceil(side / stride)
+        self.feature_size = channels * side * side
         self.features = nn.Sequential(*blocks)
-        self.head = nn.Linear(channels * side * side, dimensions)
+        self.head = nn.Linear(self.feature_size, dimensions)
+
+    def backbone(self, images: torch.Tensor) -> torch.Tensor:
+        """What the head maps to the embedding.
+
+        Args:
+            images: (N, channels_in, image_size, image_size), floating point.
+
+        Returns:
+            (N, feature_size), the dtype of the weights, differentiable in `images` and weights.
+
+        Raises:
+            ValueError: if the images have another shape.
+        """
+        expected = (self.channels_in, self.image_size, self.image_size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            shape = ", ".join(str(size) for size in expected)
+            raise ValueError(f"images must be (N, {shape}), got {tuple(images.shape)}")
+        features: torch.Tensor = self.features(images).flatten(1)
+        return features
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Embed images.
@@ -73,11 +94,7 @@ class ConvolutionalEmbedding(nn.Module):
         Raises:
             ValueError: if the images have another shape.
         """
-        expected = (self.channels_in, self.image_size, self.image_size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
-            shape = ", ".join(str(size) for size in expected)
-            raise ValueError(f"images must be (N, {shape}), got {tuple(images.shape)}")
-        embeddings: torch.Tensor = self.head(self.features(images).flatten(1))
+        embeddings: torch.Tensor = self.head(self.backbone(images))
         return embeddings
 
 

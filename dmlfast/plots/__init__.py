@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dmlfast.plots.curves import plot_curves
 from dmlfast.plots.embedding import draw_embedding, plot_embedding, projection
+from dmlfast.plots.intensity import plot_intensity
 from dmlfast.plots.scaling import ScalingLine, plot_scaling
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "draw_embedding",
     "plot_curves",
     "plot_embedding",
+    "plot_intensity",
     "plot_scaling",
     "projection",
 ]

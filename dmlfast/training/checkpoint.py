@@ -8,7 +8,7 @@ the random streams are left to torch, which refuses what does not fit.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -27,24 +27,30 @@ def check_step(step: object, steps: int) -> int:
     return step
 
 
-def check_history(history: object, step: int) -> list[Row]:
+def check_history(history: object, step: int, evaluated: Sequence[str]) -> list[Row]:
     """The evaluations of a checkpoint, copied.
+
+    Args:
+        history: what the checkpoint holds.
+        step: its step.
+        evaluated: what the rows hold beside what every run evaluates.
 
     Raises:
         ValueError: if they are not what evaluations up to `step` can be.
     """
     if not isinstance(history, list):
         raise ValueError(f"history: expected a list, got {type(history).__name__}")
+    keys = (*ROW_KEYS, *evaluated)
     last = 0
     for number, row in enumerate(history):
         where = f"history, row {number}"
         if not isinstance(row, dict):
             raise ValueError(f"{where}: expected a dict, got {type(row).__name__}")
-        for key in ROW_KEYS:
+        for key in keys:
             if key not in row:
                 raise ValueError(f"{where}: expected the keys of an evaluation, got no {key!r}")
         for key, value in row.items():
-            if key not in ROW_KEYS:
+            if key not in keys:
                 raise ValueError(f"{where}: expected the keys of an evaluation, got {key!r} too")
             # A metric is NaN where no query has a partner.
             if not _is_number(value) or not (
@@ -78,14 +84,16 @@ def check_sums(sums: object, step: int, history: Sequence[Row]) -> list[float]:
 
 
 def check_optimizer(
-    optimizer: torch.optim.Optimizer, settings: Sequence[Mapping[str, Any]], step: int
+    optimizer: torch.optim.Optimizer,
+    settings: Sequence[Mapping[str, Any]],
+    trained_steps: Callable[[torch.nn.Parameter], range],
 ) -> None:
-    """Check an Adam that has read its state after `step` steps.
+    """Check an Adam that has read its state.
 
     Args:
         optimizer: the optimiser.
         settings: the `param_groups` of its `state_dict` before it read the state.
-        step: the steps that it has done.
+        trained_steps: how many steps it can have done on a parameter.
 
     Raises:
         ValueError: if its settings changed, or its moments are not those of its parameters.
@@ -97,9 +105,11 @@ def check_optimizer(
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             state = optimizer.state.get(parameter, {})
-            if int(state.get("step", 0)) != step:
-                raise ValueError(f"optimizer: expected step {step}, got {state.get('step', 0)}")
-            for name in ("exp_avg", "exp_avg_sq") if step else ():
+            steps, done = trained_steps(parameter), int(state.get("step", 0))
+            if done not in steps:
+                expected = str(steps[-1]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
+                raise ValueError(f"optimizer: expected step {expected}, got {done}")
+            for name in ("exp_avg", "exp_avg_sq") if done else ():
                 if state[name].shape != parameter.shape:
                     raise ValueError(
                         f"optimizer: expected {name} of shape {tuple(parameter.shape)}, "

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from dmlfast import _backend
 from dmlfast import data as data_sets
+from dmlfast.training import methods
+from dmlfast.training.limits import one_of, positive, whole
+from dmlfast.training.methods import MethodSettings
 
-Positives = Literal["all", "nearest", "farthest"]
-Negatives = Literal["all", "hardest", "semihard"]
 Backend = Literal["kernel", "reference"]
 
 # Defaults that hold for every data set, and what single data sets have instead. A setting that is
 # not given is looked up here and nowhere else.
 _DEFAULTS: dict[str, Any] = {
-    "positives": "nearest",
-    "negatives": "semihard",
-    "margin": 0.2,
     "dimensions": 16,
     "steps": 600,
     "batch_size": 128,
@@ -28,6 +26,7 @@ _DEFAULTS: dict[str, Any] = {
     "learning_rate": 1e-3,
     "seed": 0,
     "evaluate_every": 50,
+    "labelled_per_class": 0,
     "device": "cpu",
 }
 _DEFAULTS_OF_DATA_SET: dict[str, dict[str, Any]] = {
@@ -43,6 +42,9 @@ _DEFAULTS_OF_DATA_SET: dict[str, dict[str, Any]] = {
     },
 }
 
+# What configurations meant that were written before these settings.
+_BEFORE_IT_WAS_SAID: dict[str, Any] = {"method": "triplet", "labelled_per_class": 0}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -52,9 +54,7 @@ class TrainConfig:
 
     Attributes:
         data: name of the data set, one of `dmlfast.data.names()`.
-        positives: which same-class samples of the batch an anchor is compared with.
-        negatives: which samples of other classes an anchor is compared with.
-        margin: margin of the triplet loss, a distance between unit vectors.
+        method: the settings of the training method, by whose type it is known.
         dimensions: length of the embedding.
         steps: optimiser steps.
         batch_size: images a step, a multiple of `samples_per_class`.
@@ -62,6 +62,8 @@ class TrainConfig:
         learning_rate: learning rate of Adam, constant.
         seed: start of every random stream of the run, 0 to 2**63 - 1.
         evaluate_every: steps from one evaluation to the next; the last step is evaluated too.
+        labelled_per_class: training images of each class that are used, spread over those there
+            are; 0 for all.
         device: "cpu", "cuda" or "cuda:<number>".
         backend: "kernel" or "reference": who computes the loss.
 
@@ -70,9 +72,7 @@ class TrainConfig:
     """
 
     data: str
-    positives: Positives
-    negatives: Negatives
-    margin: float
+    method: MethodSettings
     dimensions: int
     steps: int
     batch_size: int
@@ -80,33 +80,30 @@ class TrainConfig:
     learning_rate: float
     seed: int
     evaluate_every: int
+    labelled_per_class: int
     device: str
     backend: Backend
 
     def __post_init__(self) -> None:
-        _one_of("data", self.data, tuple(data_sets.names()))
-        _one_of("positives", self.positives, get_args(Positives))
-        _one_of("negatives", self.negatives, get_args(Negatives))
-        _number("margin", self.margin, 0.0)
-        _whole("dimensions", self.dimensions, 1)
-        _whole("steps", self.steps, 1)
-        _whole("samples_per_class", self.samples_per_class, 2)
-        _whole("batch_size", self.batch_size, 2 * self.samples_per_class)
+        one_of("data", self.data, tuple(data_sets.names()))
+        whole("dimensions", self.dimensions, 1)
+        whole("steps", self.steps, 1)
+        whole("samples_per_class", self.samples_per_class, 2)
+        whole("batch_size", self.batch_size, 2 * self.samples_per_class)
         if self.batch_size % self.samples_per_class:
             raise ValueError(
                 f"batch_size: expected a multiple of samples_per_class ({self.samples_per_class}), "
                 f"got {self.batch_size}"
             )
-        _number("learning_rate", self.learning_rate, 0.0)
-        if self.learning_rate == 0:
-            raise ValueError(f"learning_rate: expected above 0, got {self.learning_rate}")
-        _whole("seed", self.seed, 0, 2**63 - 1)
-        _whole("evaluate_every", self.evaluate_every, 1)
+        positive("learning_rate", self.learning_rate)
+        whole("seed", self.seed, 0, 2**63 - 1)
+        whole("evaluate_every", self.evaluate_every, 1)
+        whole("labelled_per_class", self.labelled_per_class, 0)
         if not isinstance(self.device, str) or not re.fullmatch(
             r"cpu|cuda(:\d{1,2})?", self.device
         ):
             raise ValueError(f"device: expected cpu, cuda or cuda:<number>, got {self.device!r}")
-        _one_of("backend", self.backend, get_args(Backend))
+        one_of("backend", self.backend, get_args(Backend))
 
     @classmethod
     def resolve(cls, data: str, **given: Any) -> TrainConfig:
@@ -117,22 +114,33 @@ class TrainConfig:
 
         Args:
             data: name of the data set.
-            given: settings by name; None means that a setting is not given.
+            given: settings by name, `method` by its own; None means that a setting is not given.
 
         Raises:
             ValueError: if a setting is unknown or outside its limits.
         """
+        given = {name: value for name, value in given.items() if value is not None}
+        method = methods.settings_of(given.pop("method", methods.names()[0]))
+        own = {name: given.pop(name) for name in _names(method) if name in given}
         settings = _DEFAULTS | {"backend": _backend.backend_name()}
         unknown = sorted(given.keys() - settings.keys())
         if unknown:
-            raise ValueError(f"unknown setting: {', '.join(unknown)}")
+            known = any(unknown[0] in _names(methods.settings_of(n)) for n in methods.names())
+            reason = f" for the method {method.name}" if known else ""
+            raise ValueError(f"unknown setting{reason}: {', '.join(unknown)}")
         settings |= _DEFAULTS_OF_DATA_SET.get(data, {})
-        settings |= {name: value for name, value in given.items() if value is not None}
-        return cls(data=data, **settings)
+        settings |= given
+        return cls(data=data, method=method(**own), **settings)
 
     def as_dict(self) -> dict[str, Any]:
-        """Every setting by name, as JSON takes them."""
-        return dataclasses.asdict(self)
+        """Every setting by name, as JSON takes them; the method's stand beside those of all."""
+        settings: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            settings[field.name] = value.name if field.name == "method" else value
+            if field.name == "method":
+                settings |= dataclasses.asdict(value)
+        return settings
 
     def to_json(self) -> str:
         """The configuration as a JSON object, one setting a line."""
@@ -149,31 +157,22 @@ class TrainConfig:
         settings = json.loads(text)
         if not isinstance(settings, dict):
             raise ValueError(f"expected a JSON object, got {type(settings).__name__}")
-        names = {field.name for field in dataclasses.fields(cls)}
+        settings = completed(settings)
+        method = methods.settings_of(settings["method"])
+        names = {*_names(cls), *_names(method)}
         missing, unknown = sorted(names - settings.keys()), sorted(settings.keys() - names)
         if missing:
             raise ValueError(f"missing setting: {', '.join(missing)}")
         if unknown:
             raise ValueError(f"unknown setting: {', '.join(unknown)}")
-        return cls(**settings)
+        own = {name: settings.pop(name) for name in _names(method)}
+        return cls(**settings | {"method": method(**own)})
 
 
-def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings, with what they meant where they were written before a setting was there."""
+    return _BEFORE_IT_WAS_SAID | dict(settings)
 
 
-def _whole(name: str, value: object, least: int, most: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name}: expected a whole number, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name}: expected at least {least}, got {value}")
-    if most is not None and value > most:
-        raise ValueError(f"{name}: expected at most {most}, got {value}")
-
-
-def _number(name: str, value: object, least: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name}: expected at least {least:g}, got {value}")
+def _names(kind: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import math
 import os
@@ -12,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 import dmlfast
 from dmlfast import data as data_sets
 from dmlfast._optional import require
-from dmlfast.evaluation import embed, evaluate_retrieval
-from dmlfast.functional import AnchorSums
-from dmlfast.losses import TripletMarginLoss
+from dmlfast.data import Split
+from dmlfast.evaluation import evaluate_retrieval
+from dmlfast.training import methods
 from dmlfast.training.config import TrainConfig
 from dmlfast.training.errors import RunFolderError, TrainingError
 from dmlfast.training.run_folder import RunFolder
@@ -71,7 +68,7 @@ def train(
     progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> TrainResult:
-    """Train an embedding with the triplet loss and write everything about it to a folder.
+    """Train an embedding by a method and write everything about it to a folder.
 
     A configuration always gives the same bits on one machine and one number of threads. A run
     that was interrupted and resumed gives the bits of one that was not. The caller's random
@@ -139,30 +136,24 @@ def _go_on(
 
 
 class _Run:
-    """The data, the loss and the state of one run."""
+    """The data and the state of one run."""
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self.config = config
         self._device = device
         self._data = data_sets.load(config.data)
-        self._loss = TripletMarginLoss(
-            config.margin,
-            positives=config.positives,
-            negatives=config.negatives,
-            metric="euclidean",
-            normalize=True,
-            reduction="none",
-        )
+        self._train = labelled(self._data.train, config.labelled_per_class)
+        classes, self._labels = torch.unique(self._train.labels, return_inverse=True)
+        channels, height, width = self._train.images.shape[1:]
+        self.state = TrainingState(config, (channels, height, width), device, len(classes))
         try:
             # Without the compiled library this fails: now, before anything is written.
-            self._loss(torch.zeros(2, 2, device=device), torch.tensor([0, 1], device=device))
+            self.state.method.rehearse(device)
         except RuntimeError as error:
             raise TrainingError(f"{error}.") from error
-        channels, height, width = self._data.train.images.shape[1:]
-        self.state = TrainingState(config, (channels, height, width), device)
         try:
             self._sampler = data_sets.MPerClassSampler(
-                self._data.train.labels,
+                self._labels,
                 batch_size=config.batch_size,
                 samples_per_class=config.samples_per_class,
                 batches=config.steps,
@@ -175,12 +166,13 @@ class _Run:
 
     def train_step(self) -> float:
         """One step of the optimiser; returns the loss of its batch."""
-        model, split = self.state.model.train(), self._data.train
-        batch = self._sampler.sample()
-        images = self._data.augment(split.images[batch], self.state.augmentation)
-        embeddings = model(images.to(self._device))
-        loss, active = _mean(self._loss(embeddings, split.labels[batch].to(self._device)))
-        self.state.optimizer.zero_grad()
+        state = self.state
+        state.begin_step()
+        chosen = self._sampler.sample()
+        images = self._data.augment(self._train.images[chosen], state.augmentation)
+        batch = methods.Batch(images, self._labels[chosen].to(self._device), self._device)
+        loss, active = state.method.loss_of(state.model, batch)
+        state.optimizer.zero_grad()
         torch.autograd.backward(loss)
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -188,22 +180,28 @@ class _Run:
                 f"The loss of step {self.state.step + 1} is {value}: a lower learning rate than "
                 f"{self.config.learning_rate:g} may help."
             )
-        self.state.optimizer.step()
-        self.state.record_step(value, active)
+        if state.method.gradient_clip is not None:
+            parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_value_(parameters, state.method.gradient_clip)
+        state.optimizer.step()
+        state.record_step(value, active)
         return value
 
     def evaluate(self) -> Row:
-        """Retrieval on the validation and the test split, by class and by hidden sub-class."""
+        """Retrieval on the validation and the test split, by class and by hidden sub-class.
+
+        And what the method evaluates.
+        """
         loss, active = self.state.means()
         row = {"step": self.state.step, "loss": loss, "active": active}
         for split_name in SPLITS:
             split = getattr(self._data, split_name)
-            embeddings = self._embed(self.state.model, split.images)
+            embeddings = self.state.method.embed(self.state.model, split.images)
             for labels_name, labels in zip(LABELS, (split.labels, split.subclasses), strict=True):
                 metrics = evaluate_retrieval(embeddings, labels, recall_at=RECALL_AT).as_dict()
                 for metric, value in metrics.items():
                     row[f"{split_name}/{labels_name}/{metric}"] = value
-        return row
+        return row | self.state.method.evaluate(self.state.model, self._data)
 
     def plot(self, folder: RunFolder, history: list[Row]) -> None:
         """Draw the curves, and the test split as the selected weights embed it."""
@@ -212,37 +210,33 @@ class _Run:
 
         with folder.replacing(RunFolder.CURVES) as path:
             plot_curves(history, path)
-        test, model = self._data.test, copy.deepcopy(self.state.model)
-        model.load_state_dict(self.state.selected_model or self.state.model.state_dict())
+        test, state = self._data.test, self.state
         step = int(selected_row(history, "validation")["step"])
-        with folder.replacing(RunFolder.EMBEDDING) as path:
-            plot_embedding(
-                self._embed(model, test.images),
-                test.subclasses,
-                path,
-                labels=test.labels,
-                class_names=self._data.class_names,
-                subclass_names=self._data.subclass_names,
-                title=f"{self.config.data}, test split, step {step}",
-            )
-
-    def _embed(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-        # The loss compares unit vectors, so the evaluation does.
-        return F.normalize(embed(model, images))
+        with state.selected():
+            with folder.replacing(RunFolder.EMBEDDING) as path:
+                plot_embedding(
+                    state.method.embed(state.model, test.images),
+                    test.subclasses,
+                    path,
+                    labels=test.labels,
+                    class_names=self._data.class_names,
+                    subclass_names=self._data.subclass_names,
+                    title=f"{self.config.data}, test split, step {step}",
+                )
+            state.method.draw(state.model, self._data, folder.replacing)
 
 
-def _mean(losses: torch.Tensor | AnchorSums) -> tuple[torch.Tensor, float]:
-    """The mean over the active triplets, and the share of the anchors that have one.
-
-    By the rule of the loss itself, under which a triplet whose loss is NaN is active.
-
-    Args:
-        losses: what the triplet loss returns with the reduction "none".
-    """
-    if isinstance(losses, torch.Tensor):
-        losses = AnchorSums(losses, (~(losses <= 0)).long())
-    mean = losses.loss.sum() / losses.active.sum().clamp(min=1)
-    return mean, float((losses.active > 0).double().mean())
+def labelled(split: Split, per_class: int) -> Split:
+    """So many images of each class, spread over those there are in their order; 0 for all."""
+    if per_class == 0:
+        return split
+    chosen = []
+    for label in torch.unique(split.labels):
+        members = (split.labels == label).nonzero().flatten()
+        count = min(per_class, len(members))
+        chosen.append(members[torch.arange(count) * len(members) // count])
+    kept = torch.cat(chosen).sort().values
+    return Split(split.images[kept], split.labels[kept], split.subclasses[kept])
 
 
 def _device(name: str) -> torch.device:

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from dmlfast.training.config import TrainConfig
+from dmlfast.training import methods
+from dmlfast.training.config import TrainConfig, completed
 from dmlfast.training.errors import RunFolderError
 from dmlfast.training.summary import Row, long_form, summarize
 
@@ -38,7 +39,10 @@ class RunFolder:
     CHECKPOINT = "checkpoint.pt"
     CURVES = "curves.png"
     EMBEDDING = "embedding.png"
-    FILES = (CONFIG, HISTORY, METRICS, METRICS_TABLE, CHECKPOINT, CURVES, EMBEDDING)
+    FILES = (
+        *(CONFIG, HISTORY, METRICS, METRICS_TABLE, CHECKPOINT, CURVES, EMBEDDING),
+        *methods.PICTURES,
+    )
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -159,6 +163,8 @@ class RunFolder:
         if not isinstance(checkpoint, dict) or "config" not in checkpoint:
             raise RunFolderError(f"{file} is not a checkpoint of a training run.")
         other = checkpoint["config"]
+        if isinstance(other, dict):
+            other = completed(other)
         if other != config.as_dict():
             raise RunFolderError(
                 f"{file} comes from another configuration: {_difference(other, config)}."

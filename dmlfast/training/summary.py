@@ -12,8 +12,9 @@ LABELS = ("class", "subclass")
 RECALL_AT = (1, 2, 4, 8)
 METRICS = (*(f"recall@{k}" for k in RECALL_AT), "r_precision", "map@r")
 
-# One evaluation, with the keys `ROW_KEYS`: "step", the means since the one before of "loss" and of
-# "active" (share of the anchors with an active triplet), and "<split>/<labels>/<metric>".
+# One evaluation, with the keys `ROW_KEYS` and those that the method evaluates: "step", the means
+# since the one before of "loss" and of "active" (a share that the method defines: of the anchors
+# with an active triplet, or of samples that qualify), and "<split>/<labels>/<metric>".
 Row = Mapping[str, float]
 ROW_KEYS = (
     *("step", "loss", "active"),
@@ -44,9 +45,10 @@ def summarize(history: Sequence[Row]) -> dict[str, Any]:
     """What a run reports: test numbers at the step that validation selects, and two comparisons.
 
     Returns:
-        `class` and `subclass` (test metrics by name at the selected step), `selected_step`,
+        `class`, `subclass` and what else the method evaluates on the test split (metrics by name
+        at the selected step), `selected_step`,
         `selection` (the rule, as a sentence), and `best_test` and `last`, each with
-        `class`, `subclass` and `step`: the step that is best on the test split, and the
+        the same and `step`: the step that is best on the test split, and the
         last one evaluated. A number that is not finite becomes None, which JSON can hold.
 
     Raises:
@@ -66,8 +68,8 @@ def long_form(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The numbers of `summarize` one by one.
 
     Yields:
-        Rows of `chosen` ("selected", "best_test" or "last"), `step`, `labels` ("class" or
-        "subclass"), `metric` and `value`.
+        Rows of `chosen` ("selected", "best_test" or "last"), `step`, `labels` ("class",
+        "subclass" or a group of the method's), `metric` and `value`.
     """
     groups = {
         "selected": {**summary, "step": summary["selected_step"]},
@@ -75,7 +77,7 @@ def long_form(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         "last": summary["last"],
     }
     for chosen, group in groups.items():
-        for labels in LABELS:
+        for labels in groups_of(summary):
             for metric, value in group[labels].items():
                 yield {
                     "chosen": chosen,
@@ -84,6 +86,11 @@ def long_form(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                     "metric": metric,
                     "value": value,
                 }
+
+
+def groups_of(summary: Mapping[str, Any]) -> tuple[str, ...]:
+    """The groups of metrics in what `summarize` returns: "class", "subclass", the method's own."""
+    return tuple(name for name in summary["last"] if name != "step")
 
 
 def _metrics_and_step(row: Row) -> dict[str, Any]:
@@ -96,7 +103,7 @@ def _test_metrics(row: Row) -> dict[str, dict[str, float | None]]:
         split, _, rest = name.partition("/")
         if split == "test":
             labels, _, metric = rest.partition("/")
-            metrics[labels][metric] = value if math.isfinite(value) else None
+            metrics.setdefault(labels, {})[metric] = value if math.isfinite(value) else None
     return metrics
 
 
