@@ -194,6 +194,63 @@ def test_options_reach_the_configuration(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "config.json").read_text()) == given
 
 
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        ("gar", {"weight": 0.5, "pairs": "adjacent", "intensities": 3, "detach": True}),
+        ("ssr", {"weight": 0.5, "margin": 0.1, "views": 3, "warmup_steps": 1}),
+    ],
+)
+def test_a_method_has_options_of_its_own_and_its_order_is_printed(
+    method: str, given: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = []
+    for name, value in given.items():
+        options += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    assert main([*SMALL, "--method", method, *options, "--out", str(tmp_path / "run")]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["method"] == method
+    assert given.items() <= config.items()
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    line = next(line for line in capsys.readouterr().out.splitlines() if "views" in line)
+    assert f"order_accuracy {metrics['views']['order_accuracy']:.4f}" in line
+
+
+def test_an_option_of_another_method_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    error = error_of(capsys, "train", "--method", "gar", "--positives", "all")
+    assert "unknown setting for the method gar: positives" in error
+
+
+def test_resume_refuses_an_option_of_another_method(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = error_of(capsys, "train", "--resume", "--out", str(finished), "--weight", "0.3")
+    assert "has no setting weight, so it cannot be resumed with --weight 0.3" in error
+
+
+def test_the_help_says_whose_an_option_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "For gar: Compute as the authors' code does. (default: False)" in out
+    assert "For gar, ssr: Loss that the ranking is added to. (default: proxy-anchor)" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (["--method", "gar"], "digits-gar-0"),
+        (["--method", "gar", "--weight", "0"], "digits-proxy-anchor-0"),
+        (["--method", "ssr"], "digits-ssr-0"),
+    ],
+)
+def test_the_default_folder_names_the_method(
+    options: list[str], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*SMALL, "--steps", "1", *options]) == 0
+    assert [folder.name for folder in (tmp_path / "runs").iterdir()] == [name]
+
+
 def test_the_default_folder_is_the_first_free_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from dmlfast.plots import (
     draw_embedding,
     plot_curves,
     plot_embedding,
+    plot_intensity,
     plot_scaling,
     projection,
 )
@@ -311,6 +312,57 @@ def test_plot_curves_names_what_is_wrong(
     with pytest.raises(error, match=message):
         plot_curves(history, tmp_path / "c.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def falling(rows: int = 20, columns: int = 4) -> Tensor:
+    return torch.linspace(1, 0.2, columns) + 0.1 * randn(rows, columns)
+
+
+@pytest.mark.parametrize("groups", [["views"], ["views", "synthetic"], ["other"]])
+def test_plot_intensity_has_a_panel_for_each_group(tmp_path: Path, groups: list[str]) -> None:
+    splits = {"train": falling(), "test": falling(rows=1)}
+    plot_intensity(dict.fromkeys(groups, splits), tmp_path / "a.png")
+    assert png_size(tmp_path / "a.png") == (720 * len(groups), 660)
+
+
+def test_plot_intensity_of_one_intensity_is_written(tmp_path: Path) -> None:
+    plot_intensity({"views": {"train": falling(columns=1)}}, tmp_path / "a.png")
+    assert png_size(tmp_path / "a.png") == (720, 660)
+
+
+def test_plot_intensity_draws_means_and_the_middle_half() -> None:
+    from dmlfast.plots.intensity import _draw
+
+    axes = matplotlib_figure.Figure().add_subplot()
+    rows = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [3.0, 4.0], [9.0, 6.0]])
+    _draw(axes, "views", {"train": rows.double()})
+    (line,) = axes.lines
+    assert line.get_xdata().tolist() == [1, 2]
+    assert list(line.get_ydata()) == [3.0, 2.0]
+    (band,) = axes.collections
+    corners = band.get_paths()[0].vertices
+    assert corners[:, 1].min() == 0
+    assert {1.0, 3.0, 0.0, 4.0} <= set(corners[:, 1].tolist())
+
+
+@pytest.mark.parametrize(
+    ("similarities", "error", "message"),
+    [
+        ({}, ValueError, "expected something to draw"),
+        ({"views": {}}, ValueError, "expected something to draw"),
+        ({"views": {"test": [[1.0]]}}, TypeError, "of views, test: expected a floating-point"),
+        ({"views": {"test": torch.ones(2, 2).long()}}, TypeError, "got torch.int64"),
+        ({"views": {"test": torch.ones(3)}}, ValueError, r"expected shape \(N, J\)"),
+        ({"views": {"test": torch.ones(0, 3)}}, ValueError, r"got \(0, 3\)"),
+        ({"views": {"test": torch.full((1, 2), math.nan)}}, ValueError, "expected finite values"),
+    ],
+)
+def test_plot_intensity_names_what_is_wrong(
+    tmp_path: Path, similarities: dict, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        plot_intensity(similarities, tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_write_keeps_the_former_picture(

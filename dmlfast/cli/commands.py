@@ -168,13 +168,15 @@ def _resolved(given: dict[str, Any]) -> TrainConfig:
 
 def _resumed(folder: Path, given: dict[str, Any]) -> TrainConfig:
     _, config = RunFolder.open(folder)
+    held = config.as_dict()
     for name, value in given.items():
-        own = config.as_dict().get(name)
-        if value is not None and value != own:
-            raise click.ClickException(
-                f"The run in {folder} has {name} {own}, so it cannot be resumed with "
-                f"--{name.replace('_', '-')} {value}."
-            )
+        if value is None or (name in held and value == held[name]):
+            continue
+        own = f"{name} {held[name]}" if name in held else f"no setting {name}"
+        raise click.ClickException(
+            f"The run in {folder} has {own}, so it cannot be resumed with "
+            f"--{name.replace('_', '-')} {value}."
+        )
     return config
 
 
