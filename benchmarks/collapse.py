@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from intervals import STUDENT, interval
 
 from dmlfast import data as data_sets
 from dmlfast.benchmarking.machine import describe_machine
@@ -28,18 +28,6 @@ from dmlfast.training import RunFolder, TrainConfig, train
 
 ROOT = Path(__file__).resolve().parents[1]
 POSITIVES = ("all", "nearest")
-# Half width of a 95 % interval of a mean, in standard errors: Student's t by number of runs.
-STUDENT = {
-    2: 12.706,
-    3: 4.303,
-    4: 3.182,
-    5: 2.776,
-    6: 2.571,
-    7: 2.447,
-    8: 2.365,
-    9: 2.306,
-    10: 2.262,
-}
 SHOWN = (("subclass", "map@r"), ("subclass", "recall@1"), ("class", "map@r"), ("class", "recall@1"))
 
 
@@ -91,8 +79,7 @@ def summarize(runs: list[dict[str, Any]], name: str, seeds: int) -> dict[str, An
                     for r in runs
                     if r["config"]["data"] == name and r["config"]["positives"] == positives
                 ]
-                half = STUDENT[seeds] * statistics.stdev(values) / seeds**0.5
-                entry[positives] = {"mean": statistics.fmean(values), "half_width": half}
+                entry[positives] = interval(values)
             entry["ratio"] = entry["nearest"]["mean"] / entry["all"]["mean"]
             summary[rule][f"{labels}/{metric}"] = entry
     return summary
