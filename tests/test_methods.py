@@ -100,6 +100,7 @@ class TestSettings:
             ({"method": "gar", "weight": -0.1}, "weight: expected at least 0, got -0.1"),
             ({"method": "gar", "weight": math.inf}, "weight: expected a finite number, got inf"),
             ({"method": "gar", "base": "nca"}, "base: expected one of proxy-anchor, triplet"),
+            ({"method": "gar", "proxy_scale": 0.0}, "proxy_scale: expected above 0, got 0.0"),
             ({"method": "gar", "parameter_rate": 0.0}, "parameter_rate: expected above 0"),
             ({"method": "gar", "warmup_steps": -1}, "warmup_steps: expected at least 0, got -1"),
             ({"method": "gar", "gradient_clip": 0.0}, "gradient_clip: expected above 0"),

@@ -26,7 +26,7 @@ _TITLES = {
     "views": "Views of an image",
     "synthetic": "Synthesised samples, projected",
 }
-_AXES = {"views": "strength of the transform", "synthetic": "intensity"}
+_AXES = {"views": "n, of the transform's strength tanh(0.2 n)", "synthetic": "intensity"}
 
 
 def plot_intensity(
