@@ -154,17 +154,26 @@ def results(runs: Sequence[Run], jobs: int) -> Iterator[tuple[tuple[str, int], d
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool, interruption() as should_stop:
-        waiting = {pool.submit(do, run): run for run in runs}
+        waiting = {pool.submit(_do_one_of_many, run): run for run in runs}
         for future in as_completed(waiting):
             run, metrics = waiting[future], future.result()
             if metrics is not None:
                 yield (run.arm, run.config.seed), metrics
             if should_stop():
                 # Those at work have had the signal, too, and save what they have.
-                for other in waiting:
-                    other.cancel()
-                waiting = {}
+                pool.shutdown(wait=False, cancel_futures=True)
                 return
+
+
+# Whether a run of this process was interrupted; a pool hands out some runs before they are due.
+_interrupted = False
+
+
+def _do_one_of_many(run: Run) -> dict[str, Any] | None:
+    global _interrupted
+    metrics = None if _interrupted else do(run)
+    _interrupted = metrics is None
+    return metrics
 
 
 def do(run: Run) -> dict[str, Any] | None:

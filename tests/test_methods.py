@@ -25,7 +25,7 @@ from training_runs import (
 
 from dmlfast import data as data_sets
 from dmlfast.evaluation import evaluate_intensity_ranking
-from dmlfast.losses import SyntheticRankingLoss
+from dmlfast.losses import SelfSupervisedRankingLoss, SyntheticRankingLoss
 from dmlfast.training import RunFolderError, TrainConfig, methods, train
 from dmlfast.training.loop import _Run, labelled
 from dmlfast.training.summary import ROW_KEYS
@@ -337,6 +337,21 @@ class TestTraining:
             for p in run.state.method.second_head.parameters()
         }
         assert trained == {round(7 * share)}
+
+    def test_ssr_compares_the_views_of_each_source_with_it_by_rising_strength(self) -> None:
+        run = steps_of(0, method="ssr", sources=5, views=3, task_probability=1.0)
+        model, method, drawing = run.state.model.eval(), run.state.method, run.state.drawing
+        images, labels = torch.rand(12, 1, 8, 8), torch.arange(12) % 2
+        before = drawing.get_state()
+        loss = method.loss_of(model, methods.Batch(images, labels, torch.device("cpu"))).loss
+        drawing.set_state(before)
+        torch.rand((), generator=drawing)
+        sources = images[torch.randperm(12, generator=drawing)[:5]]
+        views = [view(sources, drawing) for view in data_sets.rising_views(3)]
+        heads = [method.second_head(model.backbone(x)) for x in (sources, *views)]
+        ranked = SelfSupervisedRankingLoss()(heads[0], torch.stack(heads[1:], 1))
+        # A batch norm that does not train: what is in one pass does not matter but for rounding.
+        torch.testing.assert_close(loss, method.base(model(images), labels) + 0.8 * ranked)
 
     def test_ssr_views_more_images_than_there_are(self) -> None:
         assert math.isfinite(steps_of(1, method="ssr", sources=1000).state.means()[0])

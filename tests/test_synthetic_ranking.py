@@ -491,6 +491,17 @@ def test_two_runs_have_the_same_bits():
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+def test_it_compiles_to_one_graph():
+    x, labels = batch(dtype=torch.float32)
+    loss = module("classes draw").float()
+    values = []
+    for compiled in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(3)  # the draws of a loss without a generator
+        value = compiled(x, labels)
+        values.append((value, torch.autograd.grad(value, x)[0]))
+    torch.testing.assert_close(*values)
+
+
 class _Largest(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
