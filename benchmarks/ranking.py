@@ -184,7 +184,11 @@ def do(run: Run) -> dict[str, Any] | None:
     if metrics is not None:
         return metrics
     with interruption() as should_stop:
-        result = train(run.config, run.folder, resume=run.folder.exists(), should_stop=should_stop)
+        # A run that was killed before its first checkpoint starts again.
+        resume = _has_checkpoint(run)
+        result = train(
+            run.config, run.folder, resume=resume, overwrite=not resume, should_stop=should_stop
+        )
     if not result.finished:
         return None
     shown = (f"{name} {value:.4f}" for name, value in chosen(result.metrics).items())
@@ -199,16 +203,17 @@ def finished(run: Run) -> dict[str, Any] | None:
     folder, config = RunFolder.open(run.folder)
     if config != run.config:
         raise SystemExit(f"{run.folder} holds a run of another configuration: choose other --runs.")
-    if not (run.folder / RunFolder.CHECKPOINT).exists():
-        # Interrupted before there was anything to go on from.
-        (run.folder / RunFolder.CONFIG).unlink()
-        run.folder.rmdir()
+    if not _has_checkpoint(run):
         return None
     if folder.read_checkpoint(config)["step"] < config.steps:
         return None
     with contextlib.suppress(FileNotFoundError):
         return json.loads((run.folder / RunFolder.METRICS).read_text(encoding="utf-8"))
     return None
+
+
+def _has_checkpoint(run: Run) -> bool:
+    return (run.folder / RunFolder.CHECKPOINT).exists()
 
 
 def chosen(metrics: Mapping[str, Any]) -> dict[str, float]:
