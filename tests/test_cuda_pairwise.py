@@ -77,3 +77,20 @@ def test_a_row_that_is_not_finite_gives_nan_to_what_uses_it(metric):
     on_gpu = gradients(some_distances, *(t.cuda() for t in points))
     for a, e in zip(on_gpu, on_cpu, strict=True):
         assert torch.equal(a.isnan(), e.isnan())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_of_16_bit_rows_have_weights_of_float32(dtype):
+    # Rows with much in common, and weights whose sum is 0: what is common cancels.
+    generator = torch.Generator().manual_seed(0)
+    x, references = (8 + torch.randn(n, 40, generator=generator).to(dtype) for n in (100, 300))
+    weight = torch.randn(100, 300, generator=generator)
+    weight -= weight.mean(1, keepdim=True)
+    leaf = x.cuda().requires_grad_()
+    distance = F.pairwise_distance(leaf, references.cuda(), metric="dot")
+    (distance * weight.cuda()).sum().backward()
+    expected = -(weight.double() @ references.double())
+    # Sums of 2100 in size to 2^-20, and the result rounded; weights of half precision would be
+    # 0.08 off.
+    half_unit = torch.finfo(dtype).eps / 2
+    torch.testing.assert_close(leaf.grad.cpu().double(), expected, rtol=half_unit, atol=2.5e-3)

@@ -349,10 +349,10 @@ void launch_gradient(const SumArguments& a, const SumGradientPolicyArguments& po
   const GradientTask task{walk_of(distances.x, distances.y, wanted_gradient_items(a)), distances,
                           sums};
   const SumGradientPolicy policy(policy_arguments);
-  if (is_split(a)) {
-    launch_gradient_walk<SumGradientPolicy, Precision::split>(task, policy, shared_bytes, stream);
-  } else {
+  if (a.is_fast) {
     launch_gradient_walk<SumGradientPolicy, Precision::half>(task, policy, shared_bytes, stream);
+  } else {
+    launch_gradient_walk<SumGradientPolicy, Precision::split>(task, policy, shared_bytes, stream);
   }
   launch_gradient_rows({task, lost, gradient}, stream);
 }

@@ -71,7 +71,8 @@ DMLFAST_HOST_DEVICE inline Labels labels_of_references(const TripletArguments& a
   return {a.reference_labels, a.reference_order, a.references.rows};
 }
 
-inline bool is_split(const TripletArguments& a) { return is_split(a.x.type, a.metric, a.is_fast); }
+// Triplets are exact, and gradients have weights, whatever the rows are.
+inline bool is_split(const TripletArguments& a) { return !a.is_fast; }
 
 // Bounds of a pass: a few times the memory of the rows, or of 4 Mi numbers.
 inline int64_t bounds_of_pass(const TripletArguments& a) {

@@ -36,7 +36,7 @@ void launch_pairwise_distance(const PairwiseRows& rows, float* distance, void* w
                               cudaStream_t stream) {
   Workspace memory(workspace);
   const PairwiseWalk pairs = launch_pairwise_pack(rows, PairwiseMemory::take(memory, rows), stream);
-  with_precision(rows, [&](auto precision) {
+  with_precision(is_split(rows), [&](auto precision) {
     launch_walk<StorePolicy, decltype(precision)::value>(
         pairs.walk, StorePolicy(pairs.distances, distance), rows.shared_bytes, stream);
   });
@@ -68,7 +68,7 @@ void launch_pairwise_moments(const PairwiseRows& rows, const MomentArguments& mo
   lost.wanted_anchors = memory.counts + 1;
   lost.lost_anchors = memory.counts + 2;
   launch_count_lost(lost, stream);
-  with_precision(rows, [&](auto precision) {
+  with_precision(is_split(rows), [&](auto precision) {
     launch_walk<MomentPolicy, decltype(precision)::value>(
         pairs.walk, MomentPolicy(pairs.distances, moments.centre, memory.sums), rows.shared_bytes,
         stream);

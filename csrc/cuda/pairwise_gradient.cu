@@ -78,7 +78,7 @@ void launch_of_distances(const PairwiseRows& rows, const PairwiseWalk& pairs,
   DMLFAST_LAUNCH(clear_lost_rows_kernel, element_blocks(pairs.walk.x.rows), kElementThreads, stream,
                  lost, pairs.walk.x.rows);
   const DistanceGradientPolicy policy(pairs.distances, distance, grad, rows.within_batch, lost);
-  with_precision(rows, [&](auto precision) {
+  with_precision(!rows.fast, [&](auto precision) {
     launch_gradient_walk<DistanceGradientPolicy, decltype(precision)::value>(
         gradient_task(pairs, memory.sums), policy, rows.shared_bytes, stream);
   });
@@ -93,7 +93,7 @@ void launch_of_moments(const PairwiseRows& rows, const PairwiseWalk& pairs, cons
     return;
   }
   const MomentGradientPolicy policy(pairs.distances, centre, row_weights, column_weights);
-  with_precision(rows, [&](auto precision) {
+  with_precision(!rows.fast, [&](auto precision) {
     launch_gradient_walk<MomentGradientPolicy, decltype(precision)::value>(
         gradient_task(pairs, memory.sums), policy, rows.shared_bytes, stream);
   });

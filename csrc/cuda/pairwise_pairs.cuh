@@ -71,8 +71,8 @@ struct PrecisionTag {
 };
 
 template <class Call>
-void with_precision(const PairwiseRows& rows, const Call& call) {
-  if (is_split(rows)) {
+void with_precision(bool is_split, const Call& call) {
+  if (is_split) {
     call(PrecisionTag<Precision::split>{});
   } else {
     call(PrecisionTag<Precision::half>{});

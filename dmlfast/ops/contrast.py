@@ -90,9 +90,9 @@ def triplet_margin_loss(
     Memory: O((N + M)·d), whatever the number of triplets; deterministic.
 
     Precision: which triplets are active is decided by exact distances; on CUDA, with all
-    negatives, only for float32 rows where `torch.get_float32_matmul_precision()` is "highest",
-    while otherwise activity and loss follow distances of half-precision products. Kernels on CUDA
-    pair no row that has infinite elements.
+    negatives, only where `torch.get_float32_matmul_precision()` is "highest", while otherwise
+    activity and loss follow distances of half-precision products. Kernels on CUDA pair no row
+    that has infinite elements.
 
     Raises:
         TypeError: something is not a tensor, number or generator, or has a wrong dtype.

@@ -46,7 +46,8 @@ __device__ inline Value join_quad(Value value, const Join& join) {
 enum class Precision { half, split };
 
 // Whether rows are multiplied at float32's precision. Elements of 16 bits are halves as they are
-// given; less a centre, or divided by a length, they have more digits.
+// given; less a centre, or divided by a length, they have more digits, as the weights of gradients
+// always have.
 inline bool is_split(ElementType type, Metric metric, bool is_fast) {
   const bool are_halves = type != ElementType::float32 && metric == Metric::dot;
   return !is_fast && !are_halves;
