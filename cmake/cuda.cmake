@@ -56,6 +56,7 @@ set(cuda_sources
   csrc/cuda/contrast_triplet.cu
   csrc/cuda/contrast_triplet_bounds.cu
   csrc/cuda/contrast_triplet_gradient.cu
+  csrc/cuda/engine/class_ranges.cu
   csrc/cuda/engine/collect.cu
   csrc/cuda/engine/gradient_rows.cu
   csrc/cuda/engine/pack.cu

@@ -121,4 +121,12 @@ void launch_norms(const Rows<T>& rows, double* norms, cudaStream_t stream) {
   }
 }
 
+// Compiled once, in neighbors_select.cu.
+#ifndef DMLFAST_EMULATION
+extern template void launch_norms<float>(const Rows<float>&, double*, cudaStream_t);
+extern template void launch_norms<double>(const Rows<double>&, double*, cudaStream_t);
+extern template void launch_norms<__half>(const Rows<__half>&, double*, cudaStream_t);
+extern template void launch_norms<__nv_bfloat16>(const Rows<__nv_bfloat16>&, double*, cudaStream_t);
+#endif
+
 }  // namespace dmlfast::cuda

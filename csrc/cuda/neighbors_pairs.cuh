@@ -8,10 +8,6 @@
 namespace dmlfast::cuda {
 
 #ifndef DMLFAST_EMULATION
-extern template void launch_norms<float>(const Rows<float>&, double*, cudaStream_t);
-extern template void launch_norms<double>(const Rows<double>&, double*, cudaStream_t);
-extern template void launch_norms<__half>(const Rows<__half>&, double*, cudaStream_t);
-extern template void launch_norms<__nv_bfloat16>(const Rows<__nv_bfloat16>&, double*, cudaStream_t);
 extern template void launch_search_numbers<float>(const SelectArguments<float>&, const PackedPair&,
                                                   const PackGroups&, const PreparedMemory&,
                                                   const int32_t*, cudaStream_t);

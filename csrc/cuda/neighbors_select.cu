@@ -15,7 +15,7 @@ DMLFAST_SELECT(double)
 DMLFAST_SELECT(__half)
 DMLFAST_SELECT(__nv_bfloat16)
 
-// What neighbors_pairs.cuh names.
+// What neighbors_choice.cuh and neighbors_pairs.cuh name.
 template void launch_norms<float>(const Rows<float>&, double*, cudaStream_t);
 template void launch_norms<double>(const Rows<double>&, double*, cudaStream_t);
 template void launch_norms<__half>(const Rows<__half>&, double*, cudaStream_t);

@@ -8,6 +8,7 @@
 
 #include "contrast_sums_forward.cuh"
 #include "contrast_sums_gradient.cuh"
+#include "engine/class_ranges.cu"
 #include "engine/gradient_rows.cu"
 #include "engine/pack.cu"
 

@@ -10,6 +10,7 @@
 
 #include "contrast_triplet_bounds.cu"
 #include "contrast_triplet_gradient.cu"
+#include "engine/class_ranges.cu"
 #include "engine/gradient_rows.cu"
 #include "engine/pack.cu"
 #include "engine/window.cu"

@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "engine/class_ranges.cu"
+#include "engine/pack.cu"
 #include "engine/window.cu"
 #include "neighbors_gradient.cuh"
 #include "neighbors_select.cuh"

@@ -2,6 +2,7 @@
 // argument names and writes the results to the second; test_cuda_emulation_top.py has the format.
 #include "neighbors_top.cu"
 
+#include "engine/class_ranges.cu"
 #include "engine/collect.cu"
 #include "engine/pack.cu"
 #include "engine/window.cu"

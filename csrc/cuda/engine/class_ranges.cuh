@@ -64,28 +64,10 @@ struct ClassPlaces {
   int32_t* self;  // or null: not asked for
 };
 
-static __global__ void class_places_kernel(Labels x, Labels references, const int64_t* self_index,
-                                           const int32_t* wanted, ClassPlaces places) {
-  const int64_t anchors = wanted == nullptr || *wanted > 0 ? x.rows : 0;
-  for (int64_t p = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; p < anchors;
-       p += int64_t{gridDim.x} * blockDim.x) {
-    const ClassSpan own = class_of(references, x.label(p));
-    places.ranges.begin[p] = own.begin;
-    places.ranges.end[p] = own.end;
-    if (places.self != nullptr) {
-      places.self[p] = self_index == nullptr ? -1 : position_of(references, self_index[x.order[p]]);
-    }
-  }
-}
-
 // `self_index` is by anchor, or null; `wanted` a number on the device, or null: with 0 there is
 // nothing to do.
-inline void launch_class_places(const Labels& x, const Labels& references,
-                                const int64_t* self_index, const int32_t* wanted,
-                                const ClassPlaces& places, cudaStream_t stream) {
-  DMLFAST_LAUNCH(class_places_kernel, element_blocks(x.rows), kElementThreads, stream, x,
-                 references, self_index, wanted, places);
-}
+void launch_class_places(const Labels& x, const Labels& references, const int64_t* self_index,
+                         const int32_t* wanted, const ClassPlaces& places, cudaStream_t stream);
 
 // Of anchors by their place in a tile, -1 past the last; the same in every lane.
 __device__ inline ClassSpan class_span(const ClassRanges& ranges, const int* anchors) {

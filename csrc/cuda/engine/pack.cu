@@ -2,6 +2,32 @@
 
 namespace dmlfast::cuda {
 
+namespace {
+
+__global__ void centre_kernel(const double* sums, int64_t rows, int64_t columns,
+                                     bool has_centre, double* centre, PackScale* scale) {
+  for (int64_t k = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; k < columns;
+       k += int64_t{gridDim.x} * blockDim.x) {
+    double mean = 0.0;
+    for (int64_t chunk = 0; has_centre && chunk < kCentreChunks; ++chunk) {
+      mean += sums[chunk * columns + k];
+    }
+    mean = has_centre ? mean / static_cast<double>(rows) : 0.0;
+    centre[k] = mean - mean == 0.0 ? mean : 0.0;
+  }
+  if (blockIdx.x == 0 && threadIdx.x == 0) {
+    *scale = {INT_MIN, 0, {0.0f, 0.0f, 0.0f, 0.0f, 0.0f}};
+  }
+}
+
+}  // namespace
+
+void launch_centre(const double* sums, int64_t rows, int64_t columns, bool has_centre,
+                   double* centre, PackScale* scale, cudaStream_t stream) {
+  DMLFAST_LAUNCH(centre_kernel, element_blocks(columns), kElementThreads, stream, sums, rows,
+                 columns, has_centre, centre, scale);
+}
+
 PackedPair launch_pack_rows(const AnyRows& x, const int64_t* order, const AnyRows& references,
                             const int64_t* reference_order, bool within_batch, Metric metric,
                             const PackPairMemory& memory, cudaStream_t stream) {

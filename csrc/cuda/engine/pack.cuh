@@ -111,21 +111,8 @@ __global__ void column_sums_kernel(Rows<T> rows, double* sums) {
 }
 
 // The mean of each column, 0 where there is none; and a scale that knows no row yet.
-static __global__ void centre_kernel(const double* sums, int64_t rows, int64_t columns,
-                                     bool has_centre, double* centre, PackScale* scale) {
-  for (int64_t k = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; k < columns;
-       k += int64_t{gridDim.x} * blockDim.x) {
-    double mean = 0.0;
-    for (int64_t chunk = 0; has_centre && chunk < kCentreChunks; ++chunk) {
-      mean += sums[chunk * columns + k];
-    }
-    mean = has_centre ? mean / static_cast<double>(rows) : 0.0;
-    centre[k] = mean - mean == 0.0 ? mean : 0.0;
-  }
-  if (blockIdx.x == 0 && threadIdx.x == 0) {
-    *scale = {INT_MIN, 0, {0.0f, 0.0f, 0.0f, 0.0f, 0.0f}};
-  }
-}
+void launch_centre(const double* sums, int64_t rows, int64_t columns, bool has_centre,
+                   double* centre, PackScale* scale, cudaStream_t stream);
 
 // The exponent of the greatest centred element of the finite rows; a warp a row.
 template <class T>
@@ -434,8 +421,8 @@ PackedPair launch_pack_pair(const Rows<T>& x, const int64_t* order, const Rows<T
     DMLFAST_LAUNCH((column_sums_kernel<T>), dim3{grid_for(kCentreChunks)}, 128, stream, references,
                    memory.sums);
   }
-  DMLFAST_LAUNCH(centre_kernel, dim3{grid_for((columns + 127) / 128)}, 128, stream, memory.sums,
-                 references.rows, columns, has_centre, memory.centre, memory.scale);
+  launch_centre(memory.sums, references.rows, columns, has_centre, memory.centre, memory.scale,
+                stream);
   PackCentre centre{};
   centre.common = memory.centre;
   return launch_pack_centred(x, order, centre, references, reference_order, centre, within_batch,
