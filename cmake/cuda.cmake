@@ -16,6 +16,11 @@ if(NOT architecture_list)
 endif()
 string(REGEX REPLACE "[ ,;]+" ";" architecture_list "${architecture_list}")
 list(REMOVE_ITEM architecture_list "")
+if(NOT architecture_list)
+  message(FATAL_ERROR "TORCH_CUDA_ARCH_LIST: expected architectures such as 8.0;9.0a;12.0+PTX, "
+          "got none.")
+endif()
+
 # Sources are translated once for 8.0 and all that is newer, which nothing in them tells apart: half
 # of a compile's time is before machine code. Architectures with features of their own stand alone.
 set(code_options)

@@ -246,12 +246,11 @@ class SumGradientPolicy {
 };
 
 inline int wanted_gradient_items(const SumArguments& a) {
-  return a.wanted_items > 0 ? a.wanted_items : wanted_gradient_items(a.x.columns);
+  return wanted_gradient_items(a.x.columns, a.wanted_items);
 }
 
 inline Split gradient_split(const SumArguments& a, int64_t rows, int64_t columns) {
-  const int tiles = static_cast<int>((columns + kTileColumns - 1) / kTileColumns);
-  return split_of(static_cast<int>(rows), kTileRows, tiles, wanted_gradient_items(a));
+  return walk_split(rows, columns, wanted_gradient_items(a));
 }
 
 inline bool has_exponents(const SumArguments& a) {

@@ -29,8 +29,7 @@ inline int64_t sum_part_elements(const SumArguments& a) {
 // One side of an anchor, from all parts of the columns in their order.
 __device__ inline SumPart join_parts(const SumPart* parts, const Split& split, int position,
                                      int side) {
-  const int64_t first =
-      int64_t{position / kTileRows} * split.parts * kTileRows + position % kTileRows;
+  const int64_t first = first_part_of(split, position);
   const auto at = [&](int part) {
     return parts[(first + int64_t{part} * kTileRows) * kSides + side];
   };

@@ -12,7 +12,7 @@ struct LossMemory {
     LossMemory memory{};
     memory.triplets = TripletMemory::take(workspace, a);
     memory.parts = workspace.take<TripletPart>(
-        triplet_items(a.x.rows, a.references.rows, wanted_or_usual(a.wanted_items)) * kTileRows);
+        int64_t{walk_split(a.x.rows, a.references.rows, a.wanted_items).items()} * kTileRows);
     return memory;
   }
 };
@@ -24,8 +24,7 @@ __global__ void join_triplets_kernel(PackedRows x, const int64_t* order, Split s
   for (int position = blockIdx.x * blockDim.x + threadIdx.x; position < x.rows;
        position += gridDim.x * blockDim.x) {
     const int64_t anchor = order[position];
-    const int64_t first =
-        int64_t{position / kTileRows} * split.parts * kTileRows + position % kTileRows;
+    const int64_t first = first_part_of(split, position);
     TripletPart sum{0.0, 0};
     for (int part = 0; part < split.parts; ++part) {
       sum.loss += parts[first + int64_t{part} * kTileRows].loss;

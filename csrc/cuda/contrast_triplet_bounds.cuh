@@ -102,12 +102,6 @@ inline float rounded_sums(const TripletArguments& a) {
   return static_cast<float>(padded_columns(a.x.columns) / kStepColumns + 1) * 0x1p-23f;
 }
 
-// Items of a walk: its row blocks, times the parts of their columns.
-inline int64_t triplet_items(int64_t rows, int64_t columns, int wanted) {
-  const int tiles = static_cast<int>(padded_rows(columns) / kTileRows);
-  return split_of(static_cast<int>(rows), kTileRows, tiles, wanted).items();
-}
-
 // Packed rows, ranges, selves, norms: what all passes need.
 PackedPair launch_triplet_preparation(const TripletArguments& a, const TripletMemory& memory,
                                       int shared_bytes, cudaStream_t stream);

@@ -9,14 +9,6 @@ GradientSums take_sums(Workspace& workspace, const TripletArguments& a, int64_t 
           workspace.take<float>(items * kTileRows)};
 }
 
-int gradient_items(const TripletArguments& a) {
-  return a.wanted_items > 0 ? a.wanted_items : wanted_gradient_items(a.x.columns);
-}
-
-WalkTask gradient_walk_task(const TripletArguments& a, const PackedRows& x, const PackedRows& y) {
-  return walk_of(x, y, gradient_items(a));
-}
-
 struct GradientMemory {
   TripletMemory triplets;
   ClassRanges reference_ranges;  // by reference position, of its class among the anchors
@@ -34,9 +26,10 @@ struct GradientMemory {
     memory.hits = workspace.take<int32_t>(bounds_of_pass(a) * padded_rows(a.x.rows));
     memory.upstream = workspace.take<float>(padded_rows(a.x.rows));
     memory.lost = workspace.take<uint8_t>(a.x.rows);
-    const int wanted = gradient_items(a);
-    memory.x = take_sums(workspace, a, triplet_items(a.x.rows, a.references.rows, wanted));
-    memory.references = take_sums(workspace, a, triplet_items(a.references.rows, a.x.rows, wanted));
+    const int wanted = wanted_gradient_items(a.x.columns, a.wanted_items);
+    memory.x = take_sums(workspace, a, walk_split(a.x.rows, a.references.rows, wanted).items());
+    memory.references =
+        take_sums(workspace, a, walk_split(a.references.rows, a.x.rows, wanted).items());
     return memory;
   }
 };
@@ -135,10 +128,11 @@ void launch_triplet_gradient(const TripletArguments& a, const TripletGradients& 
                  pair.x, a.order, gradients, memory);
   const DistanceTask distances = triplet_distances(a, pair, memory.triplets);
   GradientTasks tasks{};
-  tasks.x.walk = gradient_walk_task(a, pair.x, pair.y);
+  const int wanted = wanted_gradient_items(a.x.columns, a.wanted_items);
+  tasks.x.walk = walk_of(pair.x, pair.y, wanted);
   tasks.x.distances = distances;
   tasks.x.sums = memory.x;
-  tasks.references.walk = gradient_walk_task(a, pair.y, pair.x);
+  tasks.references.walk = walk_of(pair.y, pair.x, wanted);
   tasks.references.distances = exchanged(distances);
   tasks.references.sums = memory.references;
   for (int pass = 0; pass < triplet_passes(a); ++pass) {

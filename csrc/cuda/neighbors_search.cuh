@@ -147,8 +147,7 @@ class Chooser {
         query_(query),
         bound_(a.numbers.bounds[a.level][query]),
         parts_(split.parts),
-        base_((int64_t{place / kTileRows} * split.parts * kTileRows + place % kTileRows) *
-              kCandidates) {}
+        base_(first_part_of(split, place) * kCandidates) {}
 
   // Whether the answer is among the candidates: all others have scores above the limit.
   __device__ bool find_limit() {

@@ -125,9 +125,7 @@ __device__ __forceinline__ WarpEntries compare_columns(const TopArguments& top, 
 class Windows {
  public:
   __device__ Windows(const Candidate* windows, const Split& split, int place)
-      : first_(windows +
-               (int64_t{place / kTileRows} * split.parts * kTileRows + place % kTileRows) *
-                   kCandidates),
+      : first_(windows + first_part_of(split, place) * kCandidates),
         count_(split.parts * kCandidates) {}
 
   __device__ int count() const { return count_; }

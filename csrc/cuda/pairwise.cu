@@ -14,7 +14,8 @@ struct MomentMemory {
   static MomentMemory take(Workspace& workspace, const PairwiseRows& rows) {
     MomentMemory memory{};
     const int64_t sums =
-        int64_t{pairwise_items(rows.x.rows, rows.references.rows, rows.wanted_items)} * kTileRows;
+        int64_t{walk_split(rows.x.rows, rows.references.rows, rows.wanted_items).items()} *
+        kTileRows;
     memory.pairs = PairwiseMemory::take(workspace, rows);
     memory.self = workspace.take<int32_t>(rows.x.rows);
     memory.counts = workspace.take<int32_t>(3);
@@ -73,8 +74,7 @@ void launch_pairwise_moments(const PairwiseRows& rows, const MomentArguments& mo
         pairs.walk, MomentPolicy(pairs.distances, moments.centre, memory.sums), rows.shared_bytes,
         stream);
   });
-  const Split split =
-      split_of(pairs.walk.x.rows, kTileRows, pairs.walk.y.tiles(), rows.wanted_items);
+  const Split split = walk_split(rows.x.rows, rows.references.rows, rows.wanted_items);
   DMLFAST_LAUNCH(join_moments_kernel, element_blocks(anchors), kElementThreads, stream, memory.sums,
                  split.parts, rows.metric, pairs.distances.scale, lost, moments);
 }

@@ -6,7 +6,7 @@ namespace {
 
 // The same rows, divided into as many items as have room for sums.
 PairwiseRows in_gradient_items(PairwiseRows rows) {
-  const int most = wanted_gradient_items(rows.x.columns);
+  const int most = wanted_gradient_items(rows.x.columns, 0);
   rows.wanted_items = rows.wanted_items < most ? rows.wanted_items : most;
   return rows;
 }
@@ -21,8 +21,8 @@ struct GradientMemory {
   static GradientMemory take(Workspace& workspace, const PairwiseRows& rows) {
     const int64_t x = rows.x.rows;
     const int64_t references = rows.references.rows;
-    const int of_x = pairwise_items(x, references, rows.wanted_items);
-    const int of_references = pairwise_items(references, x, rows.wanted_items);
+    const int of_x = walk_split(x, references, rows.wanted_items).items();
+    const int of_references = walk_split(references, x, rows.wanted_items).items();
     const int64_t sums = int64_t{of_x > of_references ? of_x : of_references} * kTileRows;
     GradientMemory memory{};
     memory.pairs = PairwiseMemory::take(workspace, rows);

@@ -58,12 +58,6 @@ inline PairwiseWalk exchanged(const PairwiseWalk& pairs) {
   return {walk_of(walk.y, walk.x, walk.queries.wanted_items), exchanged(pairs.distances)};
 }
 
-// Items into which a walk over so many rows and columns is divided.
-inline int pairwise_items(int64_t rows, int64_t columns, int wanted_items) {
-  const int tiles = static_cast<int>((columns + kTileColumns - 1) / kTileColumns);
-  return split_of(static_cast<int>(rows), kTileRows, tiles, wanted_items).items();
-}
-
 // Calls a function template of the precision, as a value of that type.
 template <Precision kPrecision>
 struct PrecisionTag {

@@ -17,8 +17,7 @@ __global__ void gradient_rows_kernel(GradientResult result) {
   for (int position = blockIdx.x * kElementWarps + threadIdx.x / 32; position < walk.x.rows;
        position += gridDim.x * kElementWarps) {
     const int64_t row = distances.x_order[position];
-    const int64_t first =
-        int64_t{position / kTileRows} * split.parts * kTileRows + position % kTileRows;
+    const int64_t first = first_part_of(split, position);
     const auto sum_of_parts = [&](const float* sums, int64_t stride, int64_t k) {
       double sum = 0.0;
       for (int part = 0; part < split.parts; ++part) {

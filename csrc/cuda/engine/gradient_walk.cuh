@@ -52,10 +52,14 @@ __host__ __device__ inline int gradient_chunks(int padded_columns) {
   return (padded_columns + kGradientColumns - 1) / kGradientColumns;
 }
 
-// Items by which a gradient walk is told to fill a device. Each has room for its sums, all columns
-// of them: so these are the fewer the more chunks of columns there are.
-inline int wanted_gradient_items(int64_t columns) {
+// Items into which a gradient walk is divided, 0 standing for the usual number: these are to fill a
+// device. Each has room for its sums, all columns of them: so they are the fewer the more chunks of
+// columns there are.
+inline int wanted_gradient_items(int64_t columns, int wanted_items) {
   constexpr int kWantedBlocks = 512;
+  if (wanted_items > 0) {
+    return wanted_items;
+  }
   const int wanted = kWantedBlocks / gradient_chunks(static_cast<int>(padded_columns(columns)));
   return wanted > 0 ? wanted : 1;
 }

@@ -4,8 +4,8 @@ namespace dmlfast::cuda {
 
 namespace {
 
-__global__ void centre_kernel(const double* sums, int64_t rows, int64_t columns,
-                                     bool has_centre, double* centre, PackScale* scale) {
+__global__ void centre_kernel(const double* sums, int64_t rows, int64_t columns, bool has_centre,
+                              double* centre, PackScale* scale) {
   for (int64_t k = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; k < columns;
        k += int64_t{gridDim.x} * blockDim.x) {
     double mean = 0.0;

@@ -41,6 +41,12 @@ __device__ inline Value join_quad(Value value, const Join& join) {
   return join(value, __shfl_xor_sync(kAllLanes, value, 2));
 }
 
+// Where what a walk leaves for each item's rows has the first part of a row's; the others lie a
+// tile's rows apart.
+__host__ __device__ inline int64_t first_part_of(const Split& split, int place) {
+  return int64_t{place / kTileRows} * split.parts * kTileRows + place % kTileRows;
+}
+
 // Precision of a product of packed rows: one product of the first halves, or three, of fresh sums
 // every 16 columns, which together are as good as float32.
 enum class Precision { half, split };

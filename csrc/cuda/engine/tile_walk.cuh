@@ -250,6 +250,12 @@ class SlabWalk {
   int next_slab_ = 0;
 };
 
+// How a walk of all of so many rows over so many columns is divided.
+inline Split walk_split(int64_t rows, int64_t columns, int wanted_items) {
+  const int tiles = static_cast<int>((columns + kTileColumns - 1) / kTileColumns);
+  return split_of(static_cast<int>(rows), kTileRows, tiles, wanted_or_usual(wanted_items));
+}
+
 // A walk of all rows of x over those of y, divided into so many items; 0: the usual number.
 inline WalkTask walk_of(const PackedRows& x, const PackedRows& y, int wanted_items) {
   WalkTask task{};
