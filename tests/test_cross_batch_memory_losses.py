@@ -282,7 +282,24 @@ def test_a_loss_without_references_is_refused_by_the_memory_and_refuses_them(nam
         loss(x, labels, ref_emb=x)
 
 
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("SyntheticRankingLoss", (7, D)),
+        ("SelfSupervisedRankingLoss", ()),
+        ("SelfSupervisedSynthesisRankingLoss", (D,)),
+    ],
+)
+def test_a_ranking_loss_is_refused_by_the_memory(name, sizes):
+    loss = getattr(losses, name)(*sizes)
+    with pytest.raises(TypeError, match="loss: expected a loss module of dmlfast whose call takes"):
+        CrossBatchMemory(loss, D)
+
+
 def test_every_loss_is_tried_here():
     tried = {name.split()[-1] for name in LOSSES}
     refused = {"NPairsLoss", "ProxyNCALoss", "ProxyAnchorLoss", "SoftTripleLoss"}
-    assert tried | refused | {"CrossBatchMemory"} == set(losses.__all__)
+    ranking = {name for name in losses.__all__ if name.endswith("RankingLoss")}
+    options = {"Synthesis", "RankingTerm", "MetricTerm", "SyntheticWeights"}
+    others = {"CrossBatchMemory", "SyntheticRankingTerms"}
+    assert tried | refused | ranking | options | others == set(losses.__all__)
