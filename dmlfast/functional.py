@@ -33,18 +33,22 @@ from dmlfast.ops.neighbors_top import nearest_neighbors
 from dmlfast.ops.pairwise import DistanceStatistics, distance_statistics, pairwise_distance
 from dmlfast.ops.ranking import ranking_loss
 from dmlfast.ops.ranking_synthesis import synthesis_similarity, synthetic_ranking_loss
+from dmlfast.ops.structure import adaptive_distance
+from dmlfast.ops.structure_clusters import multi_cluster_loss
 
 __all__ = [
     "AnchorSums",
     "ContrastSums",
     "DistanceStatistics",
     "Selection",
+    "adaptive_distance",
     "contrastive_loss",
     "distance_statistics",
     "farthest_positive",
     "hardest_negative",
     "info_nce_loss",
     "margin_loss",
+    "multi_cluster_loss",
     "multi_similarity_loss",
     "nca_loss",
     "nearest_neighbors",

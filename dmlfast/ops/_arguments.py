@@ -144,6 +144,14 @@ def check_positive(name: str, value: object) -> float:
     return number
 
 
+def check_not_negative(name: str, value: object) -> float:
+    """Raises as `check_number`, and ValueError unless the number is at least 0 and finite."""
+    number = check_number(name, value)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name}: expected a finite number of at least 0, got {value!r}")
+    return number
+
+
 def check_count(name: str, value: object, least: int = 1, greatest: int | None = None) -> int:
     """Raises TypeError unless `value` is an integer, ValueError unless least <= it <= greatest."""
     if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
