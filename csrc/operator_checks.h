@@ -54,6 +54,15 @@ inline void check_labelled(const torch::stable::Tensor& x, const torch::stable::
   }
 }
 
+// Embeddings and weights of their dimensions, of a dtype that kernels serve.
+inline void check_structure(const torch::stable::Tensor& e, const torch::stable::Tensor& w) {
+  check_matrix("e", e, e);
+  check_matrix("w", w, e);
+  STD_TORCH_CHECK(w.size(0) == e.size(0) && w.size(1) == e.size(1), "w: expected the shape of e");
+  STD_TORCH_CHECK(e.scalar_type() != torch::headeronly::ScalarType::Double,
+                  "e: expected float16, bfloat16 or float32; the reference serves float64");
+}
+
 // The arguments of the gradient of a selection.
 inline void check_selected(const torch::stable::Tensor& grad, const torch::stable::Tensor& x,
                            const torch::stable::Tensor& references,

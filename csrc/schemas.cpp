@@ -100,4 +100,28 @@ STABLE_TORCH_LIBRARY(dmlfast, m) {
   m.def(
       "synthesis_similarity_backward(Tensor grad, Tensor projected, Tensor shifts, "
       "Tensor? targets) -> (Tensor grad_projected, Tensor grad_shifts, Tensor grad_targets)");
+
+  // structure: (N, M) distances sqrt(sum_k w_ik (e_ik - y_jk)^2), or their squares, of embeddings
+  // e (N, d) with weights w (N, d) to references y, or to themselves. A row of embeddings that is
+  // not finite, and an anchor with a weight that is not or is negative, is lost: distance NaN, and
+  // gradient NaN to the anchor, its weights and the reference, unless the upstream gradient is 0.
+  // Without references grad_e is the whole gradient and grad_references has no rows.
+  m.def(
+      "structure_distance(Tensor e, Tensor w, Tensor? references, bool squared, bool fast) "
+      "-> Tensor");
+  m.def(
+      "structure_distance_backward(Tensor grad, Tensor distance, Tensor e, Tensor w, "
+      "Tensor? references, bool squared, bool fast) "
+      "-> (Tensor grad_e, Tensor grad_w, Tensor grad_references)");
+  // structure: per anchor, over the others of the batch, the float64 sums of c_k |D - target_k|,
+  // (N,), and, where ordered, of c_k and of c_k D, (N, K), else (0, K). c is the softmax over the
+  // (K,) float64 targets of -sharpness |D - target_k|. NaN where a pair is lost, or a target NaN.
+  m.def(
+      "structure_clusters(Tensor e, Tensor w, Tensor targets, float sharpness, bool ordered, "
+      "bool fast) -> (Tensor loss, Tensor mass, Tensor moment)");
+  // Gradients of the sums for upstream gradients of their shapes; recomputes the pairs.
+  m.def(
+      "structure_clusters_backward(Tensor grad_loss, Tensor grad_mass, Tensor grad_moment, "
+      "Tensor e, Tensor w, Tensor targets, float sharpness, bool ordered, bool fast) "
+      "-> (Tensor grad_e, Tensor grad_w)");
 }

@@ -76,6 +76,7 @@ _KERNELS = {
     "contrast_triplet": ("cpu", "cuda", "meta"),
     "pairwise": ("cpu", "cuda", "meta"),
     "ranking": ("cpu", "cuda", "meta"),
+    "structure": ("cpu", "meta"),
 }
 
 _warned: set[tuple[str, str]] = set()

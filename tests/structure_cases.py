@@ -9,7 +9,7 @@ from oracle import make
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-NAMESPACE = {"kernel": "dmlfast_reference", "reference": "dmlfast_reference"}
+NAMESPACE = {"kernel": "dmlfast", "reference": "dmlfast_reference"}
 
 each_backend = pytest.mark.parametrize("backend", ["kernel", "reference"])
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)

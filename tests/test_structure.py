@@ -395,3 +395,15 @@ def test_a_mistake_is_named(backend, mistake):
     arguments, error, message = ERRORS[mistake]
     with use_backend(backend), pytest.raises(error, match=message):
         F.adaptive_distance(**{"e": X, "w": X, **arguments})
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def test_the_gradient_needs_no_matrix_but_the_distances(resident_growth: Callable):
+    # The upstream gradient of a sum is one expanded number.
+    growth = resident_growth(
+        "e = torch.randn(4096, 16, requires_grad=True)\nw = torch.ones(4096, 16)",
+        "F.adaptive_distance(e, w).sum().backward()",
+    )
+    assert growth < 4096 * 4096 * 4 * 1.5

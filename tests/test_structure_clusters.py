@@ -509,3 +509,16 @@ def test_a_mistake_is_named(backend, mistake):
     arguments, error, message = ERRORS[mistake]
     with use_backend(backend), pytest.raises(error, match=message):
         F.multi_cluster_loss(**{"e": X, "w": X, **arguments})
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def test_needs_no_matrix_of_pairs(resident_growth: Callable):
+    # One float32 matrix of the pairs would be 268 MB, and the shares of four clusters 1 GB.
+    growth = resident_growth(
+        "e = torch.randn(8192, 16, requires_grad=True)\n"
+        "w = torch.ones(8192, 16, requires_grad=True)",
+        "F.multi_cluster_loss(e, w, clusters=4).backward()",
+    )
+    assert growth < 8192 * 8192 * 4 / 4

@@ -16,7 +16,9 @@
 #include "engine/block_schedule.h"
 #include "engine/gradient_matrix.h"
 #include "engine/isa.h"
+#include "engine/lost_pairs.h"
 #include "engine/matrix.h"
+#include "engine/unit_factors.h"
 #include "engine/upstream.h"
 #include "engine/walk_pair.h"
 #include "metric_name.h"
@@ -66,20 +68,6 @@ class Rows {
   std::unique_ptr<WalkPair> pair_;
 };
 
-// The unit of packed distances, a power of two, as a product of two that are closer to 1.
-struct UnitFactors {
-  explicit UnitFactors(const WalkPair& pair)
-      : unit_high(static_cast<float>(std::exp2(std::ceil(std::log2(pair.unit()) / 2)))),
-        unit_low(static_cast<float>(std::exp2(std::floor(std::log2(pair.unit()) / 2)))),
-        packed_high(1.0f / unit_high),
-        packed_low(1.0f / unit_low) {}
-
-  float unit_high;
-  float unit_low;
-  float packed_high;
-  float packed_low;
-};
-
 // The gradients of both sides of a walk.
 class Gradients {
  public:
@@ -118,7 +106,7 @@ Tensor pairwise_distance(Tensor x, std::optional<Tensor> references, std::string
   const Rows rows(x, references, nullptr, false, metric);
   const WalkPair& pair = rows.pair();
   Tensor distance = torch::stable::new_empty(x, {x.size(0), pair.y().rows()}, ScalarType::Float);
-  const UnitFactors factors(pair);
+  const UnitFactors factors(pair.unit());
   const DistanceTask task{pair.task(nullptr, nullptr),
                           factors.unit_high,
                           factors.unit_low,
@@ -146,7 +134,7 @@ std::tuple<Tensor, Tensor> pairwise_distance_backward(Tensor grad, Tensor distan
   const Rows rows(x, references, nullptr, false, metric);
   const WalkPair& pair = rows.pair();
   const Gradients gradients(pair);
-  const UnitFactors factors(pair);
+  const UnitFactors factors(pair.unit());
   const DistanceTask task{gradients.task(),
                           factors.unit_high,
                           factors.unit_low,
@@ -165,48 +153,18 @@ std::tuple<Tensor, Tensor> pairwise_distance_backward(Tensor grad, Tensor distan
       [&](int64_t j) { return gradients.y().has_nan(j); });
 }
 
-// Pairs with a row that is not finite: the sums of their anchors are NaN, and the gradients of both
-// rows, unless nothing comes from the anchor. Rows are their own positions.
-class LostPairs {
- public:
-  // `is_wanted`, by anchor: whether something comes from it.
-  LostPairs(const WalkPair& pair, const std::vector<uint8_t>& is_wanted)
-      : pair_(pair), is_wanted_(is_wanted), own_(pair.y().rows()), own_lost_(pair.y().rows()) {
-    for (int64_t i = 0; i < pair.x().rows(); ++i) {
-      const int64_t self = pair.self()[i];
-      const int64_t lost = is_wanted[i] != 0 && !pair.x().is_finite(i) ? 1 : 0;
-      wanted_anchors_ += is_wanted[i];
-      lost_anchors_ += lost;
-      if (self >= 0) {  // no partner of this reference
-        own_[self] += is_wanted[i];
-        own_lost_[self] += lost;
-      }
-    }
-    for (int64_t j = 0; j < pair.y().rows(); ++j) {
-      lost_references_ += pair.y().is_finite(j) ? 0 : 1;
-    }
+// Rows are their own positions.
+LostPairs lost_pairs(const WalkPair& pair, const std::vector<uint8_t>& is_wanted) {
+  std::vector<uint8_t> anchors(pair.x().rows());
+  std::vector<uint8_t> references(pair.y().rows());
+  for (size_t i = 0; i < anchors.size(); ++i) {
+    anchors[i] = pair.x().is_finite(i) ? 0 : 1;
   }
-
-  bool has_anchor(int64_t i) const {
-    const int64_t self = pair_.self()[i];
-    const int64_t partners = pair_.y().rows() - (self < 0 ? 0 : 1);
-    const int64_t lost = lost_references_ - (self < 0 || pair_.y().is_finite(self) ? 0 : 1);
-    return is_wanted_[i] != 0 && (pair_.x().is_finite(i) ? lost : partners) > 0;
+  for (size_t j = 0; j < references.size(); ++j) {
+    references[j] = pair.y().is_finite(j) ? 0 : 1;
   }
-
-  bool has_reference(int64_t j) const {
-    return pair_.y().is_finite(j) ? lost_anchors_ > own_lost_[j] : wanted_anchors_ > own_[j];
-  }
-
- private:
-  const WalkPair& pair_;
-  const std::vector<uint8_t>& is_wanted_;
-  std::vector<int64_t> own_;
-  std::vector<int64_t> own_lost_;
-  int64_t wanted_anchors_ = 0;
-  int64_t lost_anchors_ = 0;
-  int64_t lost_references_ = 0;
-};
+  return {anchors, references, pair.self(), is_wanted};
+}
 
 // What both operators of the moments share.
 class Moments {
@@ -251,7 +209,7 @@ class Moments {
 
   void write(Tensor& first, Tensor& second) const {
     const std::vector<uint8_t> all(pair().x().rows(), 1);
-    const LostPairs lost(pair(), all);
+    const LostPairs lost = lost_pairs(pair(), all);
     for (int64_t i = 0; i < pair().x().rows(); ++i) {
       const double unit =
           lost.has_anchor(i) ? std::numeric_limits<double>::quiet_NaN() : pair().unit();
@@ -310,7 +268,7 @@ std::tuple<Tensor, Tensor> pairwise_moments_backward(Tensor grad_first, Tensor g
   for (size_t i = 0; i < first.size(); ++i) {
     is_wanted[i] = first[i] != 0.0 || second[i] != 0.0 ? 1 : 0;
   }
-  const LostPairs lost(moments.pair(), is_wanted);
+  const LostPairs lost = lost_pairs(moments.pair(), is_wanted);
   const auto has_row = [&](int64_t i) {  // within a batch an anchor is a reference of others, too
     return lost.has_anchor(i) || (!references && lost.has_reference(i));
   };

@@ -41,7 +41,6 @@ def register(
     backward: Callable[..., tuple[Tensor | None, ...]],
     reference_backward: Callable[..., Tensor | tuple[Tensor, ...]] | None = None,
     fake_backward: Callable[..., Tensor | tuple[Tensor, ...]] | None = None,
-    has_kernel: bool = True,
 ) -> None:
     """Registers an operator and its backward operator, `<name>_backward`, where it has its own.
 
@@ -59,7 +58,6 @@ def register(
         reference_backward: the gradient in plain torch, annotated; None where `backward` uses the
             backward operator of another.
         fake_backward: shapes and dtypes of the gradient, where `reference_backward` is given.
-        has_kernel: whether the compiled library defines the operator.
 
     Raises:
         ImportError: the compiled library lacks the operator.
@@ -68,13 +66,12 @@ def register(
     if reference_backward is not None:
         backward_name = f"{_REFERENCE}::{name}_backward"
         torch.library.custom_op(backward_name, reference_backward, mutates_args=())
-    has_kernel = has_kernel and _library.cpu_status.loaded
-    if has_kernel and not hasattr(getattr(torch.ops, _KERNELS), name):
+    if _library.cpu_status.loaded and not hasattr(getattr(torch.ops, _KERNELS), name):
         raise ImportError(
             f"dmlfast: the compiled library has no operator {name!r}: it was built from other "
             "sources than these; build it again with `pip install .`"
         )
-    for namespace in [_REFERENCE] + [_KERNELS] * has_kernel:
+    for namespace in [_REFERENCE] + [_KERNELS] * _library.cpu_status.loaded:
         _register_in(namespace, name, fake, save_for_backward, backward)
         if fake_backward is not None:
             _register_backward_in(namespace, name, fake_backward)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dmlfast.ops._arguments import (
@@ -14,7 +15,7 @@ from dmlfast.ops._arguments import (
     describe,
     distance_dtype,
 )
-from dmlfast.ops._operators import reference_operators, register
+from dmlfast.ops._operators import operators, reference_operators, register
 from dmlfast.reference import structure as reference
 
 
@@ -81,8 +82,8 @@ def check_structure(e: object, w: object) -> tuple[Tensor, Tensor]:
 
 
 def structure_operators(e: Tensor) -> Any:
-    """The namespace of the operators of the family."""
-    return reference_operators()
+    """The namespace of the operators of the family: no kernel serves float64."""
+    return reference_operators() if e.dtype == torch.float64 else operators("structure", e.device)
 
 
 def _reference(
@@ -142,5 +143,4 @@ register(
     fake_backward=_fake_backward,
     save_for_backward=_save,
     backward=_backward,
-    has_kernel=False,
 )

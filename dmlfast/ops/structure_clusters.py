@@ -194,5 +194,4 @@ register(
     fake_backward=_fake_backward,
     save_for_backward=_save,
     backward=_backward,
-    has_kernel=False,
 )

@@ -146,7 +146,8 @@ def clusters(
     """Per anchor, over the others: the sum of c_k |D - target_k|, and those of c_k and of c_k D.
 
     Args:
-        e, w: (N, d) embeddings and their weights.
+        e: (N, d) embeddings.
+        w: (N, d) weights of their dimensions.
         targets: (K,) float64.
         sharpness: c is the softmax over k of -sharpness |D - target_k|.
         ordered: whether the latter two are wanted.

@@ -4,31 +4,21 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <cmath>
 #include <cstdint>
 #include <limits>
-#include <memory>
 #include <vector>
 
-#include "engine/gradient_rows.h"
+#include "engine/gradient_sums.h"
 #include "engine/labelled_rows.h"
 #include "engine/search_pack.h"
 #include "metric.h"
 
 namespace dmlfast::cpu {
 
-// Holds the packed rows once more, row by row, and the sums: 8 * rows * dimensions bytes where
-// these are a multiple of 16.
-class GradientMatrix {
+class GradientMatrix : public GradientSums {
  public:
-  explicit GradientMatrix(const SearchMatrix& packed);
-
-  const GradientRows& view() const { return view_; }
-
-  // Whether a weight of NaN has entered the sum of the row at a position.
-  bool has_nan(int64_t position) const {
-    return view_.stride > 0 && std::isnan(view_.sums[position * view_.stride]);
-  }
+  explicit GradientMatrix(const SearchMatrix& packed)
+      : GradientSums(packed.view()), packed_(packed) {}
 
   // Rounds the gradients, times `factor`, into a contiguous tensor in the order of the matrix. That
   // of a row at a position where is_lost(position) is NaN, that of others that are not finite 0.
@@ -55,10 +45,6 @@ class GradientMatrix {
   void read(int64_t position, Metric metric, double factor, std::vector<double>& row) const;
 
   const SearchMatrix& packed_;
-  std::unique_ptr<float[]> rows_;
-  std::unique_ptr<float[]> sums_;
-  std::vector<double> own_;
-  GradientRows view_;
 };
 
 }  // namespace dmlfast::cpu
