@@ -324,6 +324,7 @@ SAME = [
     "pairwise_distance_backward",
     "distance_statistics",
     *("ranking", "synthetic_ranking"),
+    "multi_cluster",
 ]
 
 

@@ -89,6 +89,20 @@ def _synthetic_ranking(x: Tensor, _: Tensor, references: Tensor, __: Tensor) -> 
     return F.synthetic_ranking_loss(x, references[:5], references)
 
 
+def _structure(references: Tensor, rows: int) -> Tensor:
+    """Weights of dimensions from 0.5 to 1.5."""
+    return 1 + references[:rows].tanh() / 2
+
+
+def _adaptive(x: Tensor, _: Tensor, references: Tensor, __: Tensor) -> Any:
+    weights = _structure(references, len(x))
+    return F.adaptive_distance(x, weights), F.adaptive_distance(x, weights, references)
+
+
+def _multi_cluster(x: Tensor, _: Tensor, references: Tensor, __: Tensor, **options: Any) -> Any:
+    return F.multi_cluster_loss(x, _structure(references, len(x)), **options)
+
+
 def _neighbors(x: Tensor, labels: Tensor, references: Tensor, __: Tensor) -> Any:
     of_all = F.nearest_neighbors(x, references, k=20)
     return *of_all, *F.nearest_neighbors(x, k=5, query_labels=labels, candidates="negatives")
@@ -131,6 +145,9 @@ def _calls() -> dict[str, Call]:
         "ranking_loss, band": lambda x, *_: F.ranking_loss(x, pairs="band"),
         "synthesis_similarity": _synthesis,
         "synthetic_ranking_loss": _synthetic_ranking,
+        "adaptive_distance": _adaptive,
+        "multi_cluster_loss": _multi_cluster,
+        "multi_cluster_loss, ordered": partial(_multi_cluster, clusters=4, order_weight=0.5),
     }
 
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dmlfast.benchmarking.workload import Workload
-from dmlfast.benchmarking.workloads import contrast, pairwise, ranking, selections, triplet
+from dmlfast.benchmarking.workloads import (
+    contrast,
+    pairwise,
+    ranking,
+    selections,
+    structure,
+    triplet,
+)
 
 __all__ = ["WORKLOADS"]
 
 WORKLOADS: dict[str, Workload] = {
     workload.name: workload
-    for module in (triplet, contrast, ranking, pairwise, selections)
+    for module in (triplet, contrast, ranking, structure, pairwise, selections)
     for workload in module.WORKLOADS
 }
