@@ -287,6 +287,16 @@ def test_weights_that_are_no_metric_make_an_anchor_nan(form, backend, bad):
     assert all(gradient.isfinite().all() for gradient in others)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_instruction_set_is_right(isa, select_isa):
+    select_isa(isa)
+    for squared in (False, True):
+        test_distances_and_their_gradients_are_those_of_the_formula(
+            squared, torch.float32, "kernel", (130, 200, 33)
+        )
+        test_near_duplicates_keep_their_digits(squared, "kernel", 1e-4)
+
+
 # --- same bits on every run -----------------------------------------------------------------------
 
 

@@ -32,6 +32,7 @@ ISAS = _library.module.usable_cpu_isas()
 CLUSTERS = (1, 2, 4, 8)
 # No row, a row without others, rows that fill no panel, one block and several.
 SIZES = [(0, 3), (1, 3), (2, 1), (2, 130), (7, 3), (130, 1), (130, 64), (130, 130), (1000, 3)]
+LARGE = (1000, 130)
 
 each_clusters = pytest.mark.parametrize("clusters", CLUSTERS)
 each_include_self = pytest.mark.parametrize("include_self", [True, False])
@@ -139,6 +140,10 @@ def test_the_loss_and_its_gradients_are_those_of_the_formula(clusters, dtype, ba
         assert gradient.dtype == dtype
         # The slope changes by some 10 (K - 1) per unit of a distance that is off by 1e-6.
         assert_near(gradient, wanted, 1e-10 if exact else 5e-6 * (clusters + 4), room)
+
+
+def test_a_large_batch_is_right():
+    test_the_loss_and_its_gradients_are_those_of_the_formula(4, torch.float32, "kernel", LARGE)
 
 
 @each_include_self
@@ -398,6 +403,14 @@ def test_weights_that_are_no_metric_make_an_anchor_nan(backend, order_weight, ba
     assert all(gradient.isfinite().all() for gradient in unused)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_instruction_set_is_right(isa, select_isa):
+    select_isa(isa)
+    test_the_ranking_of_clusters_is_that_of_the_formula(4, "kernel", 0.3)
+    test_near_duplicates_keep_the_digits_of_their_gradient(4, "kernel", 1e-4)
+    test_the_loss_and_its_gradients_are_those_of_the_formula(8, torch.float32, "kernel", (130, 64))
+
+
 # --- same bits on every run -----------------------------------------------------------------------
 
 
@@ -515,10 +528,11 @@ def test_a_mistake_is_named(backend, mistake):
 
 
 def test_needs_no_matrix_of_pairs(resident_growth: Callable):
+    # Embeddings and weights are 8 MB, packed 8 MB twice, with sums for gradients three times that.
     # One float32 matrix of the pairs would be 268 MB, and the shares of four clusters 1 GB.
     growth = resident_growth(
-        "e = torch.randn(8192, 16, requires_grad=True)\n"
-        "w = torch.ones(8192, 16, requires_grad=True)",
+        "e = torch.randn(8192, 128, requires_grad=True)\n"
+        "w = torch.ones(8192, 128, requires_grad=True)",
         "F.multi_cluster_loss(e, w, clusters=4).backward()",
     )
-    assert growth < 8192 * 8192 * 4 / 4
+    assert growth < 12 * 2 * 8192 * 128 * 4

@@ -65,10 +65,10 @@ inline Shares shares_of(const ClusterTask& task, Part distance) {
   return shares;
 }
 
-// The share that a cluster has.
-inline Part share_of(const ClusterTask& task, const Shares& shares, Part away) {
+// The power of a cluster whose target is that far away: its share but for the total.
+inline Part power_at(const ClusterTask& task, Part away, Part least) {
   Part exponent;
-  return power_of(task, magnitude(away), shares.least, exponent) * shares.inverse;
+  return power_of(task, magnitude(away), least, exponent);
 }
 
 class ClusterPolicy {
@@ -81,7 +81,7 @@ class ClusterPolicy {
 
   void start(const Strip&) const {}
 
-  void serve_row(const Strip& strip, int64_t r) const {
+  void serve_row(const Strip& strip, int64_t r) {
     const int64_t anchor = strip.first_row + r;
     if (task_.walk.x_gradient != nullptr) {
       weigh_row(strip, r, anchor);
@@ -92,31 +92,30 @@ class ClusterPolicy {
       const Part distance = load(strip.values[r] + c);
       const Shares shares = shares_of<false>(task_, distance);
       sum += where(distance == distance, shares.least + shares.excess);
+      store(least_ + c, shares.least);
+      store(inverse_ + c, shares.inverse);
     }
     task_.losses[anchor] += sum_of(sum);
-    if (task_.masses != nullptr) {
-      sum_clusters(strip, r, anchor);
+    for (int64_t k = 0; k < task_.clusters && task_.masses != nullptr; ++k) {
+      sum_cluster(strip, r, anchor, k);
     }
   }
 
   void end(const Strip&) const {}
 
  private:
-  void sum_clusters(const Strip& strip, int64_t r, int64_t anchor) const {
-    for (int64_t k = 0; k < task_.clusters; ++k) {
-      Part mass = {};
-      Part moment = {};
-      for (int64_t c = 0; c < strip.columns; c += kLanes) {
-        const Part distance = load(strip.values[r] + c);
-        const Shares shares = shares_of<false>(task_, distance);
-        const Part share =
-            where(distance == distance, share_of(task_, shares, distance - task_.targets[k]));
-        mass += share;
-        moment += where(distance == distance, share * distance);
-      }
-      task_.masses[anchor * task_.clusters + k] += sum_of(mass);
-      task_.moments[anchor * task_.clusters + k] += sum_of(moment);
+  void sum_cluster(const Strip& strip, int64_t r, int64_t anchor, int64_t k) const {
+    Part mass = {};
+    Part moment = {};
+    for (int64_t c = 0; c < strip.columns; c += kLanes) {
+      const Part distance = load(strip.values[r] + c);
+      const Part share =
+          power_at(task_, distance - task_.targets[k], load(least_ + c)) * load(inverse_ + c);
+      mass += where(distance == distance, share);
+      moment += where(distance == distance, share * distance);
     }
+    task_.masses[anchor * task_.clusters + k] += sum_of(mass);
+    task_.moments[anchor * task_.clusters + k] += sum_of(moment);
   }
 
   // Replaces distances by weights in the gradient.
@@ -143,7 +142,7 @@ class ClusterPolicy {
     Part derivative = {};
     for (int64_t k = 0; k < task_.clusters; ++k) {
       const Part away = distance - task_.targets[k];
-      const Part share = share_of(task_, shares, away);
+      const Part share = power_at(task_, away, shares.least) * shares.inverse;
       const Part change = -task_.sharpness * share * (sign_of(away) - shares.sign);
       derivative += mass_weights[k] * change + moment_weights[k] * (share + distance * change);
     }
@@ -151,6 +150,9 @@ class ClusterPolicy {
   }
 
   const ClusterTask& task_;
+  // Of the shares of a row.
+  float least_[kBlockColumns];
+  float inverse_[kBlockColumns];
 };
 
 }  // namespace
