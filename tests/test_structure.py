@@ -159,11 +159,11 @@ def test_an_upstream_gradient_may_have_any_strides(backend):
 
 @each_squared
 @each_backend
-@pytest.mark.parametrize("gap", [1e-2, 1e-4, 1e-6])
-def test_near_duplicates_keep_their_digits(squared, backend, gap):
+@pytest.mark.parametrize(("gap", "size"), [(1e-2, 1.0), (1e-4, 1.0), (1e-6, 1.0), (1e-4, 37.0)])
+def test_near_duplicates_keep_their_digits(squared, backend, gap, size):
     e = 3 + rows(40, 8).detach()
     e = torch.cat([e, e + gap * rows(40, 8, seed=1).detach()]).requires_grad_()
-    w = weights(80, 8)
+    w = (size * weights(80, 8).detach()).requires_grad_()
     up = torch.eye(80).roll(40, 0)  # the near pairs alone
     with use_backend(backend):
         distance = F.adaptive_distance(e, w, squared=squared)
@@ -294,7 +294,7 @@ def test_every_instruction_set_is_right(isa, select_isa):
         test_distances_and_their_gradients_are_those_of_the_formula(
             squared, torch.float32, "kernel", (130, 200, 33)
         )
-        test_near_duplicates_keep_their_digits(squared, "kernel", 1e-4)
+        test_near_duplicates_keep_their_digits(squared, "kernel", 1e-4, 1.0)
 
 
 # --- same bits on every run -----------------------------------------------------------------------

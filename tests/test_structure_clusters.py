@@ -383,6 +383,17 @@ def test_an_embedding_that_is_not_finite_makes_everything_nan(backend, bad):
 
 
 @each_backend
+def test_distances_beyond_float32_make_everything_nan(backend):
+    e = (3e38 * rows(33, 5).detach().sign()).requires_grad_()
+    w = weights(33, 5)
+    with use_backend(backend):
+        loss = F.multi_cluster_loss(e, w, reduction="none")
+        gradients = torch.autograd.grad(loss.sum(), (e, w))
+    assert loss.isnan().all()
+    assert all(gradient.isnan().all() for gradient in gradients)
+
+
+@each_backend
 @pytest.mark.parametrize("order_weight", [0.0, 1.0])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
 def test_weights_that_are_no_metric_make_an_anchor_nan(backend, order_weight, bad):

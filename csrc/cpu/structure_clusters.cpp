@@ -39,7 +39,7 @@ class Clusters {
         ordered_(ordered) {
     for (double target : read_column(targets)) {
       targets_.push_back(static_cast<float>(target / pair_.unit()));
-      has_targets_ = has_targets_ && !std::isnan(target);
+      has_targets_ = has_targets_ && std::isfinite(target);
     }
   }
 

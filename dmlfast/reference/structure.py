@@ -153,8 +153,8 @@ def clusters(
         ordered: whether the latter two are wanted.
 
     Returns:
-        float64 (N,), (N, K) and (N, K), the latter (0, K) unless wanted. NaN where a distance or a
-        target is.
+        float64 (N,), (N, K) and (N, K), the latter (0, K) unless wanted. NaN where a distance is or
+        a target is not finite.
     """
     loss = e.new_zeros(e.shape[0], dtype=torch.float64)
     mass = loss.new_zeros((e.shape[0] if ordered else 0, targets.shape[0]))
