@@ -394,6 +394,18 @@ def test_distances_beyond_float32_make_everything_nan(backend):
 
 
 @each_backend
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_the_operator_has_no_loss_without_one_of_its_targets(backend, bad):
+    e, w = problem(33, 5)
+    operators = getattr(torch.ops, NAMESPACE[backend])
+    targets = torch.tensor([bad, 0.5], dtype=torch.float64)
+    loss, *_ = operators.structure_clusters(e, w, targets, 10.0, True, False)
+    gradients = torch.autograd.grad(loss.sum(), (e, w))
+    assert loss.isnan().all()
+    assert all(gradient.isnan().all() for gradient in gradients)
+
+
+@each_backend
 @pytest.mark.parametrize("order_weight", [0.0, 1.0])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
 def test_weights_that_are_no_metric_make_an_anchor_nan(backend, order_weight, bad):
