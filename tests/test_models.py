@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
-from dmlfast.models import ConvolutionalEmbedding
+from dmlfast.models import ConvolutionalEmbedding, SampleStructureHead
 
 
 @pytest.fixture(autouse=True)
@@ -76,3 +77,150 @@ def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
 def test_sizes_below_one_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}: expected at least 1, got 0"):
         ConvolutionalEmbedding(**({"image_size": 8} | {name: 0}))
+
+
+# --- the head of two embeddings -------------------------------------------------------------------
+
+
+FEATURES, DIMENSIONS = 7, 5
+
+
+def head() -> SampleStructureHead:
+    """A head whose batch norms are in general position."""
+    made = SampleStructureHead(FEATURES, DIMENSIONS)
+    with torch.no_grad():
+        for norm in (made.structure[1], made.structure[3]):
+            for values in (norm.weight, norm.bias, norm.running_mean):
+                values.normal_()
+            norm.running_var.uniform_(0.5, 2)
+    return made
+
+
+def weights_written_out(made: SampleStructureHead, features: torch.Tensor) -> torch.Tensor:
+    z = features.double()
+    for linear, norm in (made.structure[0:2], made.structure[2:4]):
+        z = z @ linear.weight.double().T + linear.bias.double()
+        z = (z - norm.running_mean.double()) / (norm.running_var.double() + norm.eps).sqrt()
+        z = z * norm.weight.double() + norm.bias.double()
+    return 1 + 0.5 * (2 / (1 + torch.exp(-z)) - 1)
+
+
+def mean_distance(x: torch.Tensor) -> torch.Tensor:
+    rows = x.shape[0]
+    return (x[:, None] - x[None]).norm(dim=2).sum() / (rows * (rows - 1))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_structure_embedding_is_that_of_its_formula(training: bool) -> None:
+    made = head().train(training)
+    features = torch.randn(9, FEATURES)
+    expected = weights_written_out(made, features)
+    # Two products of at most 7 terms in float32.
+    torch.testing.assert_close(made(features).structure.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_structure_lies_between_a_half_and_one_and_a_half() -> None:
+    structure = head()(10 * torch.randn(50, FEATURES)).structure
+    assert structure.shape == (50, DIMENSIONS)
+    assert structure.min() >= 0.5
+    assert structure.max() <= 1.5
+    assert structure.min() < 0.6
+    assert structure.max() > 1.4
+
+
+def test_a_new_head_weights_all_dimensions_about_alike() -> None:
+    structure = SampleStructureHead(64, 32)(torch.randn(100, 64)).structure
+    assert abs(structure.mean() - 1) < 0.1
+    assert structure.std() < 0.2
+
+
+def test_in_training_the_sample_embeddings_have_mean_distance_one() -> None:
+    made = head()
+    features = torch.randn(9, FEATURES)
+    raw = made.sample(features)
+    assert abs(mean_distance(raw) - 1) > 0.1
+    torch.testing.assert_close(made(features).sample, raw / mean_distance(raw))
+
+
+def test_in_evaluation_the_sample_embeddings_are_not_scaled() -> None:
+    made = head().eval()
+    features = torch.randn(9, FEATURES)
+    assert torch.equal(made(features).sample, made.sample(features))
+
+
+def test_the_gradient_takes_the_mean_distance_into_account() -> None:
+    made = head().double()
+    features = torch.randn(6, FEATURES, dtype=torch.float64, requires_grad=True)
+    # A function of the scaled embeddings that is not linear in them.
+    (actual,) = torch.autograd.grad(made(features).sample.square().sum(), features)
+    raw = made.sample(features)
+    (expected,) = torch.autograd.grad((raw / distinct_mean(raw)).square().sum(), features)
+    torch.testing.assert_close(actual, expected)
+
+
+def distinct_mean(x: torch.Tensor) -> torch.Tensor:
+    """`mean_distance` without the roots of zero that a row has with itself."""
+    first, second = torch.triu_indices(x.shape[0], x.shape[0], 1)
+    return (x[first] - x[second]).norm(dim=1).mean()
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_without_two_different_rows_the_sample_embeddings_are_not_scaled(rows: int) -> None:
+    made = head()
+    features = torch.ones(rows, FEATURES)
+    sample, structure = made(features)
+    assert torch.equal(sample, made.sample(features))
+    (sample.sum() + structure.sum()).backward()
+    assert all(weight.grad.isfinite().all() for weight in made.parameters())
+
+
+def test_a_row_that_is_not_finite_is_seen_in_every_sample_embedding_of_a_training_batch() -> None:
+    features = torch.randn(4, FEATURES)
+    features[1, 2] = float("nan")
+    assert head()(features).sample.isnan().all()
+
+
+def test_training_changes_no_running_statistics() -> None:
+    made = nn.Sequential(SampleStructureHead(FEATURES, DIMENSIONS)).eval().train()
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    made(torch.randn(9, FEATURES))
+    assert made[0].training
+    for name, value in made.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_every_weight_of_the_head_gets_a_gradient() -> None:
+    made = head()
+    sample, structure = made(torch.randn(9, FEATURES))
+    (sample.square().sum() + structure.square().sum()).backward()
+    # The mean distance does not see the bias, but the lengths do.
+    assert [name for name, weight in made.named_parameters() if not weight.grad.any()] == []
+
+
+def test_a_head_continues_from_a_state_dict() -> None:
+    made, other = head(), SampleStructureHead(FEATURES, DIMENSIONS)
+    names = {name.split(".")[0] for name in made.state_dict()}
+    assert names == {"sample", "structure"}
+    other.load_state_dict(made.state_dict())
+    features = torch.randn(4, FEATURES)
+    for one, same in zip(made(features), other(features), strict=True):
+        assert torch.equal(one, same)
+
+
+def test_both_embeddings_have_one_dtype_under_autocast() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        sample, structure = head()(torch.randn(9, FEATURES))
+    assert sample.dtype == structure.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("shape", [(7,), (2, 6), (2, 7, 1)])
+def test_features_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"features must be \(N, 7\), got"):
+        head()(torch.rand(shape))
+
+
+@pytest.mark.parametrize("name", ["feature_size", "dimensions"])
+def test_sizes_of_the_head_below_one_are_refused(name: str) -> None:
+    sizes = {"feature_size": 3, "dimensions": 2} | {name: 0}
+    with pytest.raises(ValueError, match=f"{name}: expected at least 1, got 0"):
+        SampleStructureHead(**sizes)

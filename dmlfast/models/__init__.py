@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from dmlfast.models.convolutional import ConvolutionalEmbedding
+from dmlfast.models.structure import SampleStructure, SampleStructureHead
 
-__all__ = ["ConvolutionalEmbedding"]
+__all__ = ["ConvolutionalEmbedding", "SampleStructure", "SampleStructureHead"]

@@ -1,0 +1,107 @@
+"""Two embeddings of an image: where it is, and the shape of its neighbourhood."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dmlfast import functional
+from dmlfast.ops._arguments import check_count
+
+# Rows of a mean distance of no more roundings of their mean length are taken for the same row.
+_ROUNDINGS = 4
+
+
+class SampleStructure(NamedTuple):
+    """What `SampleStructureHead` returns, as `dmlfast.functional.adaptive_distance` takes it.
+
+    Attributes:
+        sample: (N, dimensions) sample embeddings.
+        structure: (N, dimensions) weights of the dimensions around each.
+    """
+
+    sample: Tensor
+    structure: Tensor
+
+
+class SampleStructureHead(nn.Module):
+    """Maps features to a sample embedding and to a structure embedding (NASA).
+
+        sample = W features + b
+        structure = 1/2 + sigmoid(BN(A_2 BN(A_1 features)))
+
+    The sample embedding is not normalised. In training mode it is divided by the mean distance
+    between the rows of the batch, which the gradient takes into account and which is then 1, as
+    `dmlfast.functional.multi_cluster_loss` expects; in evaluation mode it is left as it is. So it
+    is where the rows of the batch are all the same up to rounding, or fewer than two.
+
+    The structure embedding holds weights between 0.5 and 1.5. No gradient flows from one to the
+    other. The batch norms stay in evaluation mode: affine maps of each channel by the running
+    statistics, 0 and 1 unless others are loaded. So a row's structure never depends on the batch.
+
+    The state dict holds `sample` (W, b) and `structure` (A_1, its norm, A_2, its norm).
+
+    Args:
+        feature_size: length of the features.
+        dimensions: length of both embeddings.
+
+    Raises:
+        TypeError: a number that is not an integer.
+        ValueError: a number below 1.
+
+    Source: NASA, "Deep metric learning with neighborhood-adaptive structure augmentation", AAAI
+    2022, and the authors' code.
+    """
+
+    def __init__(self, feature_size: int, dimensions: int) -> None:
+        super().__init__()
+        self.feature_size = check_count("feature_size", feature_size)
+        self.dimensions = check_count("dimensions", dimensions)
+        self.sample = nn.Linear(feature_size, dimensions)
+        self.structure = nn.Sequential(
+            nn.Linear(feature_size, dimensions),
+            nn.BatchNorm1d(dimensions),
+            nn.Linear(dimensions, dimensions),
+            nn.BatchNorm1d(dimensions),
+        )
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> SampleStructureHead:
+        """Training or evaluation mode; the batch norms stay in evaluation mode."""
+        super().train(mode)
+        self.structure.eval()
+        return self
+
+    def forward(self, features: Tensor) -> SampleStructure:
+        """Embed features.
+
+        Args:
+            features: (N, feature_size) floating, such as `ConvolutionalEmbedding.backbone` gives.
+
+        Returns:
+            `SampleStructure`, in the dtype of the weights or that of autocast; differentiable once
+            in `features` and weights.
+
+        Memory: O(N (feature_size + dimensions)), also for the mean distance.
+
+        Raises:
+            ValueError: if the features have another shape.
+        """
+        if features.ndim != 2 or features.shape[1] != self.feature_size:
+            raise ValueError(
+                f"features must be (N, {self.feature_size}), got {tuple(features.shape)}"
+            )
+        sample = self.sample(features)
+        if self.training:
+            sample = _divided_by_mean_distance(sample)
+        return SampleStructure(sample, 0.5 + self.structure(features).sigmoid())
+
+
+def _divided_by_mean_distance(x: Tensor) -> Tensor:
+    mean = functional.distance_statistics(x).mean
+    length = torch.linalg.vector_norm(x.detach(), dim=1, dtype=mean.dtype).sum() / max(1, len(x))
+    # Else a collapsed batch would have its rounding blown up. Not `mean > ...`: NaN has to pass.
+    collapsed = mean <= _ROUNDINGS * torch.finfo(x.dtype).eps * length
+    return x / torch.where(collapsed, 1.0, mean).to(x.dtype)
