@@ -5,6 +5,7 @@ from __future__ import annotations
 from dmlfast.losses.contrastive import ContrastiveLoss
 from dmlfast.losses.cross_batch_memory import CrossBatchMemory
 from dmlfast.losses.margin import MarginLoss
+from dmlfast.losses.multi_cluster import MultiClusterLoss, MultiClusterTerms
 from dmlfast.losses.multi_similarity import MultiSimilarityLoss
 from dmlfast.losses.nca import NCALoss
 from dmlfast.losses.proxies import ProxyAnchorLoss, ProxyNCALoss, SoftTripleLoss
@@ -28,6 +29,8 @@ __all__ = [
     "CrossBatchMemory",
     "MarginLoss",
     "MetricTerm",
+    "MultiClusterLoss",
+    "MultiClusterTerms",
     "MultiSimilarityLoss",
     "NCALoss",
     "NPairsLoss",

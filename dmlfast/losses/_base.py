@@ -180,6 +180,23 @@ def no_references(owner: str, ref_emb: object, ref_labels: object) -> None:
             )
 
 
+def base_loss(
+    base: nn.Module,
+    embeddings: Tensor,
+    labels: Tensor,
+    indices_tuple: tuple[Tensor, ...] | None,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+) -> Tensor:
+    """The scalar of a base loss; raises ValueError for anything else."""
+    # One that takes no references need not have arguments for them.
+    references = () if ref_emb is None and ref_labels is None else (ref_emb, ref_labels)
+    loss = base(embeddings, labels, indices_tuple, *references)
+    if not isinstance(loss, Tensor) or loss.dim():
+        raise ValueError(f"base: expected a scalar loss, got {describe(loss)}")
+    return loss
+
+
 def promoted(x: Tensor, parameter: Tensor) -> tuple[Tensor, Tensor]:
     """Embeddings and a parameter in the dtype that holds both."""
     dtype = torch.promote_types(x.dtype, parameter.dtype)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dmlfast import functional
 from dmlfast._normalize import unit_rows
+from dmlfast.losses._base import base_loss
 from dmlfast.losses._classes import Classes
 from dmlfast.losses._synthesis import SHUFFLES, SynthesisHead
 from dmlfast.losses.proxies import ProxyAnchorLoss
@@ -317,11 +318,7 @@ class SyntheticRankingLoss(SynthesisHead):
             x = self.project(unit_rows(x))
             if ref_emb is not None:
                 ref_emb = self.project(unit_rows(ref_emb))
-        references = () if ref_emb is None and ref_labels is None else (ref_emb, ref_labels)
-        loss = self.base(x, labels, indices_tuple, *references)
-        if not isinstance(loss, Tensor) or loss.dim():
-            raise ValueError(f"base: expected a scalar loss, got {describe(loss)}")
-        return loss
+        return base_loss(self.base, x, labels, indices_tuple, ref_emb, ref_labels)
 
     def _synthetic_terms(self, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
         """The ranking term, the metric term and the share of samples that qualify."""

@@ -67,17 +67,21 @@ def adaptive_distance(
     return result
 
 
-def check_structure(e: object, w: object) -> tuple[Tensor, Tensor]:
+def check_structure(
+    e: object, w: object, names: tuple[str, str] = ("e", "w")
+) -> tuple[Tensor, Tensor]:
     """Embeddings and their weights; raises unless they are of one shape, dtype and device."""
-    rows, structure = check_embeddings("e", e), check_embeddings("w", w)
+    e_name, w_name = names
+    rows, structure = check_embeddings(e_name, e), check_embeddings(w_name, w)
+    got = describe(structure)
     if structure.shape != rows.shape:
         raise ValueError(
-            f"w: expected {tuple(rows.shape)}, the shape of e, got {describe(structure)}"
+            f"{w_name}: expected {tuple(rows.shape)}, the shape of {e_name}, got {got}"
         )
     if structure.dtype != rows.dtype:
-        raise TypeError(f"w: expected {rows.dtype} as e, got {describe(structure)}")
+        raise TypeError(f"{w_name}: expected {rows.dtype} as {e_name}, got {got}")
     if structure.device != rows.device:
-        raise ValueError(f"w: expected the device of e, {rows.device}, got {describe(structure)}")
+        raise ValueError(f"{w_name}: expected the device of {e_name}, {rows.device}, got {got}")
     return rows, structure
 
 
