@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dmlfast.evaluation.adaptive import adaptive_search
 from dmlfast.evaluation.intensity import (
     IntensityRanking,
     evaluate_intensity_ranking,
@@ -12,6 +13,7 @@ from dmlfast.evaluation.retrieval import RetrievalMetrics, embed, evaluate_retri
 __all__ = [
     "IntensityRanking",
     "RetrievalMetrics",
+    "adaptive_search",
     "embed",
     "evaluate_intensity_ranking",
     "evaluate_retrieval",

@@ -1,0 +1,175 @@
+"""Search by the adaptive distance of NASA: with the query's own weights of the dimensions.
+
+Source: "Deep metric learning with neighborhood-adaptive structure augmentation", AAAI 2022, which
+ranks the 32 nearest by Euclidean distance again. What is searched in needs no structure embedding.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dmlfast import functional
+from dmlfast.evaluation.retrieval import _chunk_rows, _drop_self, _parts
+from dmlfast.functional import Selection
+from dmlfast.ops._arguments import check_count, check_references, describe, distance_dtype
+from dmlfast.ops.neighbors_top import GREATEST_K
+from dmlfast.ops.structure import check_structure
+
+__all__ = ["adaptive_search"]
+
+
+class SearchIndex(Protocol):
+    """What `adaptive_search` asks of a faiss index."""
+
+    d: int
+    ntotal: int
+
+    def search(self, x: Any, k: int, /) -> tuple[Any, Any]:
+        """Distances and rows, (N, k) each, of the nearest to (N, d) float32; -1 for no row."""
+        ...
+
+
+def adaptive_search(
+    queries: Tensor,
+    structure: Tensor,
+    references: Tensor | None = None,
+    k: int = 32,
+    *,
+    shortlist: int | None = 32,
+    index: SearchIndex | None = None,
+) -> Selection:
+    """The nearest references of each query by its own structure, the nearest first.
+
+        D_ij = sqrt(sum_k w_ik (q_ik - y_jk)^2)
+
+    By default the `shortlist` nearest by Euclidean distance are ranked by D. With `shortlist=None`
+    all are: with y' = y - m and q' = q - m around the mean m of the references,
+
+        D_ij^2 = sum_k w_ik q'_ik^2 - <[2 w_i q'_i, -w_i], [y'_j, y'_j^2]>
+
+    is the exact search for the largest inner product with vectors of twice the length.
+
+    Args:
+        queries: (N, d) float16, bfloat16, float32 or float64 sample embeddings, any strides. Their
+            scale changes no ranking.
+        structure: (N, d) weights of the dimensions around each query, dtype and device of
+            `queries`; at least 0.
+        references: (M, d) sample embeddings, dtype and device of `queries`; the queries themselves
+            by default, each then without itself.
+        k: how many, 1 to 1024 and at most `shortlist`; it may exceed the number of references.
+        shortlist: how many are ranked, at most 1024; None for all.
+        index: a faiss index of the references in their order, approximate ones included, that gives
+            the shortlist; by default it is searched exactly, on the device of the queries.
+
+    Returns:
+        `dmlfast.functional.Selection` with (N, k) distance D, ascending, and (N, k) index, on the
+        device of the queries; float64 for float64 queries, else float32. Not differentiable. Where
+        there are fewer than k references, the rest has distance +inf and index -1.
+
+        A distance is the root of a float64 sum of differences; equal ones come in the order of
+        their indices. Which k are found by inner products is right up to the rounding of float64
+        sums.
+
+    Memory: O((N + M)·d + N·shortlist), with `shortlist=None` two float64 copies of N + M rows of
+    twice the length, and about 50 MB for a chunk of queries. There is no N x M matrix.
+
+    Raises:
+        TypeError: something is not a tensor or a faiss index, or has a wrong dtype.
+        ValueError: a wrong shape, device or number; a row that is not finite or a weight below 0;
+            an index of another number or length of rows, or without a shortlist.
+    """
+    queries, structure = check_structure(queries, structure, ("queries", "structure"))
+    queries, structure = queries.detach(), structure.detach()
+    others = None
+    if references is not None:
+        others = check_references("references", references, "queries", queries).detach()
+    k = check_count("k", k, greatest=GREATEST_K)
+    _check_shortlist(shortlist, k)
+    _check_values(queries, structure, others)
+    rows = queries if others is None else others
+    if index is not None:
+        candidates = _of_index(index, queries, rows, shortlist, within=others is None)
+    elif shortlist is not None:
+        candidates = functional.nearest_neighbors(queries, others, shortlist).index
+    else:
+        candidates = _by_inner_product(queries, structure, others, k)
+    return _ranked(queries, structure, rows, candidates, k)
+
+
+def _check_shortlist(shortlist: object, k: int) -> None:
+    if shortlist is not None:
+        length = check_count("shortlist", shortlist, greatest=GREATEST_K)
+        if length < k:
+            raise ValueError(f"shortlist: expected at least k, {k}, or None, got {length}")
+
+
+def _check_values(queries: Tensor, structure: Tensor, references: Tensor | None) -> None:
+    given = {"queries": queries, "structure": structure, "references": references}
+    for name, rows in given.items():
+        if rows is not None and not all(bool(part.isfinite().all()) for part in _parts(rows)):
+            raise ValueError(f"{name}: expected finite values, got others in {describe(rows)}")
+    if bool((structure < 0).any()):
+        raise ValueError(f"structure: expected weights of at least 0, got {structure.min().item()}")
+
+
+def _of_index(
+    index: SearchIndex, queries: Tensor, references: Tensor, shortlist: int | None, *, within: bool
+) -> Tensor:
+    """(N, at most shortlist) rows that an index finds, -1 for none."""
+    if shortlist is None:
+        raise ValueError("index: expected None with shortlist=None, which searches all references")
+    if not all(hasattr(index, name) for name in ("d", "ntotal", "search")):
+        raise TypeError(f"index: expected a faiss index, got {describe(index)}")
+    if (index.ntotal, index.d) != tuple(references.shape):
+        raise ValueError(
+            f"index: expected one of {references.shape[0]} rows of length {references.shape[1]}, "
+            f"got {index.ntotal} of {index.d}"
+        )
+    found = index.search(queries.float().cpu().contiguous().numpy(), shortlist + int(within))[1]
+    candidates = torch.from_numpy(found).to(queries.device)
+    if within:
+        return _drop_self(candidates, torch.arange(len(queries), device=queries.device))
+    return candidates
+
+
+def _by_inner_product(
+    queries: Tensor, structure: Tensor, references: Tensor | None, k: int
+) -> Tensor:
+    """(N, k) the nearest by adaptive distance, -1 for none."""
+    rows = (queries if references is None else references).double()
+    mean = rows.sum(0) / max(1, len(rows))
+    x, y, w = queries.double() - mean, rows - mean, structure.double()
+    own = torch.arange(len(x), device=x.device) if references is None else None
+    return functional.nearest_neighbors(
+        torch.cat([2 * w * x, -w], 1),
+        torch.cat([y, y.square()], 1),
+        k,
+        self_index=own,
+        metric="dot",
+    ).index
+
+
+def _ranked(
+    queries: Tensor, structure: Tensor, references: Tensor, candidates: Tensor, k: int
+) -> Selection:
+    """The k nearest of (N, s) candidates by adaptive distance, those of -1 at the end."""
+    rows, width = candidates.shape
+    distance = torch.full((rows, k), torch.inf, dtype=torch.float64, device=queries.device)
+    index = torch.full((rows, k), -1, dtype=torch.int64, device=queries.device)
+    step = _chunk_rows(max(1, width) * queries.shape[1])
+    # Where there is no reference there is nothing to gather from.
+    for start in range(0, rows if len(references) else 0, step):
+        chunk = slice(start, start + step)
+        # Ascending, so that a stable sort leaves equal distances in that order.
+        listed = candidates[chunk].sort(1).values
+        gap = references[listed.clamp(min=0)].double() - queries[chunk].double()[:, None]
+        squares = (structure[chunk].double()[:, None] * gap.square()).sum(2)
+        squares = torch.where(listed < 0, torch.inf, squares)
+        squares, place = squares.sort(dim=1, stable=True)
+        kept = min(k, width)
+        distance[chunk, :kept] = squares[:, :kept].sqrt()
+        index[chunk, :kept] = listed.gather(1, place)[:, :kept]
+    return Selection(distance.to(distance_dtype(queries)), index)

@@ -1,0 +1,209 @@
+"""Search by the adaptive distance, against the ranking of all references written out."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from dmlfast.evaluation import adaptive, adaptive_search
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def problem(
+    n: int = 40, m: int = 300, d: int = 8, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, their structure, references."""
+    generator = torch.Generator().manual_seed(n + m + d)
+    queries = torch.randn(n, d, generator=generator)
+    structure = 0.5 + torch.rand(n, d, generator=generator)
+    references = torch.randn(m, d, generator=generator)
+    return queries.to(dtype), structure.to(dtype), references.to(dtype)
+
+
+def squares(queries: Tensor, structure: Tensor, references: Tensor) -> Tensor:
+    gap = references.double() - queries.double()[:, None]
+    return (structure.double()[:, None] * gap.square()).sum(2)
+
+
+def ranking(queries: Tensor, structure: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
+    """All references by rising adaptive distance, the lowest index first among equal ones."""
+    found = squares(queries, structure, references).sort(dim=1, stable=True)
+    return found.values.sqrt(), found.indices
+
+
+@each_dtype
+@pytest.mark.parametrize("d", [1, 8, 33])
+def test_exact_mode_is_the_ranking_of_all_references_for_every_query(dtype, d):
+    given = problem(d=d, dtype=dtype)
+    found = adaptive_search(*given, 50, shortlist=None)
+    distance, index = ranking(*given)
+    assert torch.equal(found.index, index[:, :50])
+    assert found.distance.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    # Both sum in float64, rounded once to the dtype.
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-7
+    torch.testing.assert_close(found.distance.double(), distance[:, :50], rtol=tolerance, atol=0)
+
+
+def test_the_structure_decides_the_ranking():
+    queries, structure, references = problem()
+    exact = adaptive_search(queries, structure, references, 10, shortlist=None).index
+    plain = adaptive_search(queries, torch.ones_like(queries), references, 10, shortlist=None).index
+    assert (exact != plain).any(1).all()
+
+
+def test_exact_mode_keeps_its_digits_far_from_the_origin():
+    queries, structure, references = problem(dtype=torch.float64)
+    found = adaptive_search(queries + 1e6, structure, references + 1e6, 50, shortlist=None)
+    assert torch.equal(found.index, ranking(queries + 1e6, structure, references + 1e6)[1][:, :50])
+
+
+@each_dtype
+@pytest.mark.parametrize("shortlist", [5, 32])
+def test_the_nearest_by_euclidean_distance_are_ranked_by_the_structure(dtype, shortlist):
+    queries, structure, references = problem(dtype=dtype)
+    found = adaptive_search(queries, structure, references, 5, shortlist=shortlist)
+    near = squares(queries, torch.ones_like(structure), references).sort(dim=1, stable=True).indices
+    value = squares(queries, structure, references)
+    for i, row in enumerate(near[:, :shortlist].tolist()):
+        expected = sorted(row, key=lambda j: (value[i, j].item(), j))
+        assert found.index[i].tolist() == expected[:5]
+
+
+def test_the_published_shortlist_has_32():
+    given = problem()
+    assert torch.equal(adaptive_search(*given).index, adaptive_search(*given, 32).index)
+    assert adaptive_search(*given).index.shape == (40, 32)
+
+
+def test_a_shortlist_of_all_is_exact():
+    given = problem()
+    for listed, exact in zip(
+        adaptive_search(*given, 20, shortlist=300),
+        adaptive_search(*given, 20, shortlist=None),
+        strict=True,
+    ):
+        assert torch.equal(listed, exact)
+
+
+@pytest.mark.parametrize("shortlist", [None, 12])
+def test_without_references_each_query_is_left_out_by_its_index(shortlist):
+    queries, structure, _ = problem()
+    queries[7] = queries[3]
+    found = adaptive_search(queries, structure, k=5, shortlist=shortlist)
+    assert not (found.index == torch.arange(40)[:, None]).any()
+    # The duplicate stays.
+    assert found.index[7, 0] == 3
+    assert found.index[3, 0] == 7
+    assert found.distance[3, 0] == 0
+
+
+@pytest.mark.parametrize("shortlist", [None, 12])
+def test_equal_distances_come_in_the_order_of_the_references(shortlist):
+    queries, structure, references = problem(m=3)
+    found = adaptive_search(queries, structure, references.repeat(4, 1), 12, shortlist=shortlist)
+    nearest = ranking(queries, structure, references)[1][:, :1]
+    assert torch.equal(found.index[:, :4], nearest + 3 * torch.arange(4))
+
+
+@pytest.mark.parametrize("shortlist", [None, 32])
+@pytest.mark.parametrize(("n", "m"), [(0, 2), (3, 0), (0, 0), (3, 2)])
+def test_missing_references_have_no_index(n, m, shortlist):
+    found = adaptive_search(*problem(n, m), 4, shortlist=shortlist)
+    assert found.index.shape == found.distance.shape == (n, 4)
+    assert (found.index[:, m:] == -1).all()
+    assert (found.distance[:, m:] == math.inf).all()
+    assert (found.index[:, :m].sort(1).values == torch.arange(m)).all()
+
+
+@pytest.mark.parametrize("shortlist", [None, 32])
+def test_chunks_change_nothing(shortlist, monkeypatch):
+    given = problem()
+    whole = adaptive_search(*given, 4, shortlist=shortlist)
+    monkeypatch.setattr(adaptive, "_chunk_rows", lambda columns: 7)
+    assert all(map(torch.equal, whole, adaptive_search(*given, 4, shortlist=shortlist)))
+
+
+# --- a given index --------------------------------------------------------------------------------
+
+
+def test_a_flat_index_gives_the_shortlist_of_the_search():
+    faiss = pytest.importorskip("faiss")
+    queries, structure, references = problem()
+    index = faiss.IndexFlatL2(8)
+    index.add(references.numpy())
+    found = adaptive_search(queries, structure, references, 6, shortlist=20, index=index)
+    assert all(map(torch.equal, found, adaptive_search(*problem(), 6, shortlist=20)))
+
+
+def test_what_an_index_misses_is_not_found():
+    faiss = pytest.importorskip("faiss")
+    queries, structure, references = problem()
+    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(8), 8, 30)
+    index.train(references.numpy())
+    index.add(references.numpy())
+    # One cell of thirty holds about ten references.
+    seen = index.search(queries.numpy(), 32)[1]
+    assert (seen < 0).any()
+    found = adaptive_search(queries, structure, references, index=index)
+    for row, candidates in zip(found.index.tolist(), seen.tolist(), strict=True):
+        assert sorted(row) == sorted(candidates)
+    assert torch.equal(found.index < 0, found.distance.isinf())
+
+
+def test_the_own_row_in_an_index_is_left_out():
+    faiss = pytest.importorskip("faiss")
+    queries, structure, _ = problem()
+    index = faiss.IndexFlatL2(8)
+    index.add(queries.numpy())
+    found = adaptive_search(queries, structure, k=6, shortlist=9, index=index)
+    assert all(map(torch.equal, found, adaptive_search(queries, structure, k=6, shortlist=9)))
+
+
+class Index:
+    """Looks like an index."""
+
+    def __init__(self, d: int, ntotal: int) -> None:
+        self.d, self.ntotal = d, ntotal
+
+    def search(self, x: object, k: int) -> tuple[object, object]:
+        raise AssertionError("searched before it was checked")
+
+
+# --- what it refuses ------------------------------------------------------------------------------
+
+BAD = torch.ones(300, 8)
+BAD[2, 3] = math.nan
+MISTAKES = {
+    "no tensor": ({"queries": [1.0]}, TypeError, "queries: expected"),
+    "a structure of another shape": ({"structure": torch.ones(40, 7)}, ValueError, "structure: ex"),
+    "a negative weight": ({"structure": -torch.ones(40, 8)}, ValueError, "weights of at least 0"),
+    "NaN": ({"references": BAD}, ValueError, "references: expected finite values"),
+    "NaN in a structure": ({"structure": BAD[:40]}, ValueError, "structure: expected finite"),
+    "references of another length": ({"references": torch.ones(3, 7)}, ValueError, "references:"),
+    "no neighbour": ({"k": 0}, ValueError, "k: expected"),
+    "too many neighbours": ({"k": 1025, "shortlist": None}, ValueError, "k: expected"),
+    "half a shortlist": ({"shortlist": 40.5}, TypeError, "shortlist: expected an integer"),
+    "a shortlist below k": ({"k": 33}, ValueError, "shortlist: expected at least k, 33, or None"),
+    "no index": ({"index": "flat"}, TypeError, "index: expected a faiss index, got str"),
+    "an index of other rows": ({"index": Index(8, 299)}, ValueError, "index: expected one of 300"),
+    "an index of other lengths": ({"index": Index(9, 300)}, ValueError, "index: expected one of"),
+    "an index and no shortlist": (
+        {"index": Index(8, 300), "shortlist": None},
+        ValueError,
+        "index: expected None with shortlist=None",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named(mistake):
+    given, error, message = MISTAKES[mistake]
+    queries, structure, references = problem()
+    right = {"queries": queries, "structure": structure, "references": references}
+    with pytest.raises(error, match=message):
+        adaptive_search(**{**right, **given})
