@@ -58,8 +58,8 @@ def test_the_structure_decides_the_ranking():
 
 def test_exact_mode_keeps_its_digits_far_from_the_origin():
     queries, structure, references = problem(dtype=torch.float64)
-    found = adaptive_search(queries + 1e6, structure, references + 1e6, 50, shortlist=None)
-    assert torch.equal(found.index, ranking(queries + 1e6, structure, references + 1e6)[1][:, :50])
+    found = adaptive_search(queries + 3e7, structure, references + 3e7, 50, shortlist=None)
+    assert torch.equal(found.index, ranking(queries + 3e7, structure, references + 3e7)[1][:, :50])
 
 
 @each_dtype

@@ -182,6 +182,25 @@ def test_a_few_steps_of_training_lower_the_loss():
     assert found[-1].structure < found[0].structure
 
 
+def test_the_head_and_the_loss_compile_whole():
+    head, loss = SampleStructureHead(9, D), MultiClusterLoss(triplet())
+    features = torch.randn(N, 9, generator=torch.Generator().manual_seed(0))
+
+    def step(features: Tensor) -> Tensor:
+        sample, structure = head(features)
+        return loss(sample, LABELS, structure=structure)
+
+    results = []
+    for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+        head.zero_grad()
+        value = function(features)
+        value.backward()
+        results.append([value, *(parameter.grad for parameter in head.parameters())])
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager)
+    torch.compiler.reset()
+
+
 # --- what it refuses ------------------------------------------------------------------------------
 
 OPTIONS = {
