@@ -115,7 +115,8 @@ STABLE_TORCH_LIBRARY(dmlfast, m) {
       "-> (Tensor grad_e, Tensor grad_w, Tensor grad_references)");
   // structure: per anchor, over the others of the batch, the float64 sums of c_k |D - target_k|,
   // (N,), and, where ordered, of c_k and of c_k D, (N, K), else (0, K). c is the softmax over the
-  // (K,) float64 targets of -sharpness |D - target_k|. NaN where a pair is lost, or a target is not finite.
+  // (K,) float64 targets of -sharpness |D - target_k|. NaN where a pair is lost, or a target is not
+  // finite.
   m.def(
       "structure_clusters(Tensor e, Tensor w, Tensor targets, float sharpness, bool ordered, "
       "bool fast) -> (Tensor loss, Tensor mass, Tensor moment)");

@@ -74,14 +74,16 @@ def multi_cluster_loss(
     Returns:
         A scalar, or the (N,) l_i with reduction "none"; float64 for float64 rows, else float32.
         Differentiable once in `e` and `w`. An anchor without others has loss 0, and so has a mean
-        over none. A pair at distance 0 has gradient 0. A row of `e` that is not finite, or distances
-        beyond the returned dtype, make mean and deviation, and so all losses and gradients, NaN.
+        over none. A pair at distance 0 has gradient 0. A row of `e` that is not finite, or
+        distances beyond the returned dtype, make mean and deviation NaN, and so all losses and
+        gradients.
         An anchor with a weight that is not finite or is negative has loss NaN, and, where that is
         used, gradient NaN by its weights and by all embeddings.
 
     Memory: O(N·d), about seven times float32 `e` and `w`; with an `order_weight` also O(N·K). There
     is no N x N matrix. Pairs are float32 sums of products, near ones of differences, of rows around
-    their mean; sums over pairs are float64. Deterministic. float64 rows are served by plain torch everywhere.
+    their mean; sums over pairs are float64. Deterministic. float64 rows are served by plain torch
+    everywhere.
 
     Raises:
         TypeError: something is not a tensor or number, or has a wrong dtype.
