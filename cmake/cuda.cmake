@@ -76,6 +76,7 @@ set(cuda_sources
   csrc/cuda/pairwise.cpp
   csrc/cuda/pairwise.cu
   csrc/cuda/pairwise_gradient.cu
+  csrc/cuda/pairwise_moments.cu
   csrc/cuda/ranking.cpp
   csrc/cuda/ranking.cu
   csrc/cuda/ranking_synthesis.cpp

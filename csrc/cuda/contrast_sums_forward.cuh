@@ -5,6 +5,55 @@
 
 namespace dmlfast::cuda {
 
+namespace {
+
+// By anchor position, up to whole tiles.
+__global__ void side_bounds_kernel(SumArguments a, float* positive, float* negative,
+                                   int64_t padded) {
+  for (int64_t p = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; p < padded;
+       p += int64_t{gridDim.x} * blockDim.x) {
+    const bool exists = p < a.x.rows;
+    const int64_t anchor = exists ? a.order[p] : -1;
+    positive[p] =
+        exists ? side_bound(a.form[kPositive], kSign<kPositive>, a.bound[kPositive], anchor) : NAN;
+    negative[p] =
+        exists ? side_bound(a.form[kNegative], kSign<kNegative>, a.bound[kNegative], anchor) : NAN;
+  }
+}
+
+// A row is its own self within a batch.
+__global__ void own_positions_kernel(int64_t rows, int32_t* self) {
+  for (int64_t p = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; p < rows;
+       p += int64_t{gridDim.x} * blockDim.x) {
+    self[p] = static_cast<int32_t>(p);
+  }
+}
+
+}  // namespace
+
+PackedPair launch_pack_sums(const SumArguments& a, const SumPairMemory& memory,
+                            cudaStream_t stream) {
+  const PackedPair pair = launch_pack_rows(a.x, a.order, a.references, a.reference_order,
+                                           a.within_batch, a.metric, memory.packed, stream);
+  return as_multiplied(pair, is_split(a));
+}
+
+DistanceTask launch_sum_preparation(const SumArguments& a, const PackedPair& pair,
+                                    const SumPairMemory& memory, cudaStream_t stream) {
+  const ClassPlaces places{memory.ranges, a.within_batch ? nullptr : memory.self};
+  launch_class_places(labels_of_anchors(a), labels_of_references(a), a.self_index, nullptr, places,
+                      stream);
+  const int64_t padded = padded_rows(a.x.rows);
+  DMLFAST_LAUNCH(side_bounds_kernel, element_blocks(padded), kElementThreads, stream, a,
+                 memory.bound[kPositive], memory.bound[kNegative], padded);
+  if (a.within_batch) {
+    DMLFAST_LAUNCH(own_positions_kernel, element_blocks(a.x.rows), kElementThreads, stream,
+                   a.x.rows, memory.self);
+  }
+  const bool has_self = a.within_batch || a.self_index != nullptr;
+  return distance_task(a, pair, has_self ? memory.self : nullptr);
+}
+
 void launch_sum_walk(const WalkTask& task, const SumPolicyArguments& arguments, bool is_split,
                      int shared_bytes, cudaStream_t stream) {
   const SumPolicy policy(arguments);

@@ -49,20 +49,6 @@ __device__ inline bool is_lost(SumForm form, const float* given, float norm, int
          (norm == INFINITY || (given != nullptr && given[anchor] != given[anchor]));
 }
 
-// By anchor position, up to whole tiles.
-static __global__ void side_bounds_kernel(SumArguments a, float* positive, float* negative,
-                                          int64_t padded) {
-  for (int64_t p = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; p < padded;
-       p += int64_t{gridDim.x} * blockDim.x) {
-    const bool exists = p < a.x.rows;
-    const int64_t anchor = exists ? a.order[p] : -1;
-    positive[p] =
-        exists ? side_bound(a.form[kPositive], kSign<kPositive>, a.bound[kPositive], anchor) : NAN;
-    negative[p] =
-        exists ? side_bound(a.form[kNegative], kSign<kNegative>, a.bound[kNegative], anchor) : NAN;
-  }
-}
-
 inline Labels labels_of_anchors(const SumArguments& a) { return {a.labels, a.order, a.x.rows}; }
 
 inline Labels labels_of_references(const SumArguments& a) {
@@ -91,45 +77,13 @@ struct SumPairMemory {
 
 inline bool is_split(const SumArguments& a) { return is_split(a.x.type, a.metric, a.is_fast); }
 
-inline PackedPair launch_pack_sums(const SumArguments& a, const SumPairMemory& memory,
-                                   cudaStream_t stream) {
-  const PackedPair pair = launch_pack_rows(a.x, a.order, a.references, a.reference_order,
-                                           a.within_batch, a.metric, memory.packed, stream);
-  return as_multiplied(pair, is_split(a));
-}
-
-// A row is its own self within a batch.
-static __global__ void own_positions_kernel(int64_t rows, int32_t* self) {
-  for (int64_t p = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; p < rows;
-       p += int64_t{gridDim.x} * blockDim.x) {
-    self[p] = static_cast<int32_t>(p);
-  }
-}
+// Packed rows as they are multiplied.
+PackedPair launch_pack_sums(const SumArguments& a, const SumPairMemory& memory,
+                            cudaStream_t stream);
 
 // Where each anchor's class and self are, and how distances come from products.
-inline DistanceTask launch_sum_preparation(const SumArguments& a, const PackedPair& pair,
-                                           const SumPairMemory& memory, cudaStream_t stream) {
-  const ClassPlaces places{memory.ranges, a.within_batch ? nullptr : memory.self};
-  launch_class_places(labels_of_anchors(a), labels_of_references(a), a.self_index, nullptr, places,
-                      stream);
-  const int64_t padded = padded_rows(a.x.rows);
-  DMLFAST_LAUNCH(side_bounds_kernel, element_blocks(padded), kElementThreads, stream, a,
-                 memory.bound[kPositive], memory.bound[kNegative], padded);
-  if (a.within_batch) {
-    DMLFAST_LAUNCH(own_positions_kernel, element_blocks(a.x.rows), kElementThreads, stream,
-                   a.x.rows, memory.self);
-  }
-  const bool has_self = a.within_batch || a.self_index != nullptr;
-  return {a.metric,
-          pair.scale,
-          pair.x,
-          pair.y,
-          a.x,
-          a.references,
-          a.order,
-          a.reference_order,
-          has_self ? memory.self : nullptr};
-}
+DistanceTask launch_sum_preparation(const SumArguments& a, const PackedPair& pair,
+                                    const SumPairMemory& memory, cudaStream_t stream);
 
 inline SumSide side_of(const SumArguments& a, const SumPairMemory& memory, int side) {
   const double scale = a.scale[side] * 1.4426950408889634;

@@ -112,15 +112,7 @@ TripletBounds launch_triplet_bounds(const TripletArguments& a, const TripletMemo
 
 inline DistanceTask triplet_distances(const TripletArguments& a, const PackedPair& pair,
                                       const TripletMemory& memory) {
-  return {a.metric,
-          pair.scale,
-          pair.x,
-          pair.y,
-          a.x,
-          a.references,
-          a.order,
-          a.reference_order,
-          a.self_index == nullptr ? nullptr : memory.self};
+  return distance_task(a, pair, a.self_index == nullptr ? nullptr : memory.self);
 }
 
 }  // namespace dmlfast::cuda

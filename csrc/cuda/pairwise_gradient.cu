@@ -109,9 +109,7 @@ void launch_moment_weights(const PairwiseRows& rows, const PairwiseWalk& pairs,
   const int64_t padded = padded_rows(anchors);
   DMLFAST_LAUNCH(moment_weights_kernel, element_blocks(padded), kElementThreads, stream, moments,
                  rows.metric, pairs.distances.scale, anchors, padded, memory.weights);
-  DMLFAST_LAUNCH(own_columns_kernel, element_blocks(padded), kElementThreads, stream,
-                 moments.self_index, rows.within_batch, anchors, padded, references,
-                 memory.weights.self);
+  launch_own_columns(rows, moments.self_index, padded, memory.weights.self, stream);
   DMLFAST_LAUNCH(no_weights_kernel, element_blocks(padded_rows(references)), kElementThreads,
                  stream, padded_rows(references), memory.none);
   const LostPairs lost{

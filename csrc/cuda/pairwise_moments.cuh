@@ -19,18 +19,8 @@ __device__ inline double moment_unit(Metric metric, const PackScale* scale) {
 
 // The column of each anchor itself: its own within a batch, else the given one; -1 for none, also
 // past the last anchor.
-static __global__ void own_columns_kernel(const int64_t* self_index, bool within_batch,
-                                          int64_t anchors, int64_t padded, int64_t references,
-                                          int32_t* self) {
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < padded;
-       i += int64_t{gridDim.x} * blockDim.x) {
-    int64_t own = within_batch ? i : -1;
-    if (i < anchors && self_index != nullptr) {
-      own = self_index[i];
-    }
-    self[i] = i < anchors && own >= 0 && own < references ? static_cast<int32_t>(own) : -1;
-  }
-}
+void launch_own_columns(const PairwiseRows& rows, const int64_t* self_index, int64_t padded,
+                        int32_t* self, cudaStream_t stream);
 
 // Pairs with a row that is not finite, of anchors that are wanted: the sums of the anchor are NaN,
 // and the gradients of both rows.
@@ -64,56 +54,7 @@ struct LostPairs {
   }
 };
 
-static __global__ void clear_lost_kernel(LostPairs lost) {
-  if (blockIdx.x == 0 && threadIdx.x == 0) {
-    *lost.lost_references = 0;
-    *lost.wanted_anchors = 0;
-    *lost.lost_anchors = 0;
-  }
-  for (int64_t j = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-       lost.own != nullptr && j < lost.references; j += int64_t{gridDim.x} * blockDim.x) {
-    lost.own[j] = 0;
-    lost.own_lost[j] = 0;
-  }
-}
-
-// Sums of integers: the same in any order.
-static __global__ void count_lost_kernel(LostPairs lost) {
-  int references = 0;
-  int wanted = 0;
-  int anchors = 0;
-  const int64_t first = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  const int64_t step = int64_t{gridDim.x} * blockDim.x;
-  for (int64_t j = first; j < lost.references; j += step) {
-    references += lost.y_norms[j] == INFINITY ? 1 : 0;
-  }
-  for (int64_t i = first; i < lost.anchors; i += step) {
-    if (!lost.is_wanted(static_cast<int>(i))) {
-      continue;
-    }
-    const int is_lost = lost.x_norms[i] == INFINITY ? 1 : 0;
-    wanted += 1;
-    anchors += is_lost;
-    if (lost.own != nullptr && lost.self[i] >= 0) {
-      atomicAdd(lost.own + lost.self[i], 1);
-      atomicAdd(lost.own_lost + lost.self[i], is_lost);
-    }
-  }
-  references = warp_sum(references);
-  wanted = warp_sum(wanted);
-  anchors = warp_sum(anchors);
-  if (threadIdx.x % 32 == 0) {
-    atomicAdd(lost.lost_references, references);
-    atomicAdd(lost.wanted_anchors, wanted);
-    atomicAdd(lost.lost_anchors, anchors);
-  }
-}
-
-inline void launch_count_lost(const LostPairs& lost, cudaStream_t stream) {
-  const int64_t most = lost.anchors > lost.references ? lost.anchors : lost.references;
-  DMLFAST_LAUNCH(clear_lost_kernel, element_blocks(most), kElementThreads, stream, lost);
-  DMLFAST_LAUNCH(count_lost_kernel, element_blocks(most), kElementThreads, stream, lost);
-}
+void launch_count_lost(const LostPairs& lost, cudaStream_t stream);
 
 // Sums of an item, by row of the tile.
 struct MomentSums {
@@ -187,25 +128,5 @@ class MomentPolicy {
   const double* centre_;
   MomentSums sums_;
 };
-
-// Adds up the parts in their order.
-static __global__ void join_moments_kernel(MomentSums sums, int parts, Metric metric,
-                                           const PackScale* scale, LostPairs lost,
-                                           MomentArguments results) {
-  const double unit = moment_unit(metric, scale);
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < lost.anchors;
-       i += int64_t{gridDim.x} * blockDim.x) {
-    double first = 0.0;
-    double second = 0.0;
-    for (int part = 0; part < parts; ++part) {
-      const int64_t at = (i / kTileRows * parts + part) * kTileRows + i % kTileRows;
-      first += sums.first[at];
-      second += sums.second[at];
-    }
-    const bool is_lost = lost.has_anchor(static_cast<int>(i));
-    results.first[i] = is_lost ? NAN : unit * first;
-    results.second[i] = is_lost ? NAN : unit * unit * second;
-  }
-}
 
 }  // namespace dmlfast::cuda

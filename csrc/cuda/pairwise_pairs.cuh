@@ -6,13 +6,6 @@
 
 namespace dmlfast::cuda {
 
-static __global__ void identity_kernel(int64_t* order, int64_t rows) {
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < rows;
-       i += int64_t{gridDim.x} * blockDim.x) {
-    order[i] = i;
-  }
-}
-
 inline bool is_split(const PairwiseRows& rows) {
   return is_split(rows.x.type, rows.metric, rows.fast);
 }
@@ -38,19 +31,8 @@ struct PairwiseWalk {
   DistanceTask distances;
 };
 
-inline PairwiseWalk launch_pairwise_pack(const PairwiseRows& rows, const PairwiseMemory& memory,
-                                         cudaStream_t stream) {
-  const int64_t most = rows.x.rows > rows.references.rows ? rows.x.rows : rows.references.rows;
-  DMLFAST_LAUNCH(identity_kernel, element_blocks(most), kElementThreads, stream, memory.order,
-                 most);
-  const PackedPair pair =
-      as_multiplied(launch_pack_rows(rows.x, memory.order, rows.references, memory.order,
-                                     rows.within_batch, rows.metric, memory.packed, stream),
-                    is_split(rows));
-  const DistanceTask distances{rows.metric,     pair.scale,   pair.x,       pair.y, rows.x,
-                               rows.references, memory.order, memory.order, nullptr};
-  return {walk_of(pair.x, pair.y, rows.wanted_items), distances};
-}
+PairwiseWalk launch_pairwise_pack(const PairwiseRows& rows, const PairwiseMemory& memory,
+                                  cudaStream_t stream);
 
 // The same with anchors and references exchanged.
 inline PairwiseWalk exchanged(const PairwiseWalk& pairs) {

@@ -75,7 +75,7 @@ struct WeightTaker {
   }
 
   __device__ void finish(int64_t i, bool writes, bool needs_care) {
-    for (int bits = kQuad; bits < 32; bits *= 2) {
+    for (int bits = kGroupRows; bits < 32; bits *= 2) {
       along += __shfl_xor_sync(kAllLanes, along, bits);
     }
     const double direction = along == 0.0 ? 0.0 : along / (own_length * own_length);

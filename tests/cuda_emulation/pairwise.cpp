@@ -11,6 +11,7 @@
 #include "engine/gradient_rows.cu"
 #include "engine/pack.cu"
 #include "pairwise_gradient.cu"
+#include "pairwise_moments.cu"
 
 namespace {
 

@@ -32,6 +32,13 @@ struct DistanceTask {
   const int32_t* self;  // by anchor position: the column that is no partner, -1 for none; or null
 };
 
+// That of a problem, whose arguments name both operands and their orders.
+template <class Arguments>
+DistanceTask distance_task(const Arguments& a, const PackedPair& pair, const int32_t* self) {
+  return {a.metric, pair.scale,        pair.x, pair.y, a.x, a.references,
+          a.order,  a.reference_order, self};
+}
+
 // The same with rows and columns exchanged; no pair is left out.
 inline DistanceTask exchanged(const DistanceTask& task) {
   return {task.metric, task.scale,   task.y,       task.x, task.y_rows,
