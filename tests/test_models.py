@@ -128,6 +128,20 @@ def test_structure_lies_between_a_half_and_one_and_a_half() -> None:
     assert structure.max() > 1.4
 
 
+@pytest.mark.parametrize("least", [0.02, 1.0])
+def test_structure_lies_between_the_least_weight_and_its_opposite(least: float) -> None:
+    made = SampleStructureHead(FEATURES, DIMENSIONS, least=least)
+    structure = made(1000 * torch.randn(50, FEATURES)).structure
+    assert structure.min().item() == pytest.approx(least)
+    assert structure.max().item() == pytest.approx(2 - least)
+
+
+@pytest.mark.parametrize("least", [0.0, -0.5, 1.1])
+def test_a_least_weight_out_of_its_range_is_refused(least: float) -> None:
+    with pytest.raises(ValueError, match="least: expected"):
+        SampleStructureHead(FEATURES, DIMENSIONS, least=least)
+
+
 def test_a_new_head_weights_all_dimensions_about_alike() -> None:
     structure = SampleStructureHead(64, 32)(torch.randn(100, 64)).structure
     assert abs(structure.mean() - 1) < 0.1

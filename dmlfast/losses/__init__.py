@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dmlfast.losses.contrastive import ContrastiveLoss
 from dmlfast.losses.cross_batch_memory import CrossBatchMemory
+from dmlfast.losses.local_variance import LocalVarianceLoss
 from dmlfast.losses.margin import MarginLoss
 from dmlfast.losses.multi_cluster import MultiClusterLoss, MultiClusterTerms
 from dmlfast.losses.multi_similarity import MultiSimilarityLoss
@@ -27,6 +28,7 @@ from dmlfast.losses.triplet import TripletMarginLoss
 __all__ = [
     "ContrastiveLoss",
     "CrossBatchMemory",
+    "LocalVarianceLoss",
     "MarginLoss",
     "MetricTerm",
     "MultiClusterLoss",

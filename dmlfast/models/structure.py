@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dmlfast import functional
-from dmlfast.ops._arguments import check_count
+from dmlfast.ops._arguments import check_count, check_positive
 
 # Rows of a mean distance of no more roundings of their mean length are taken for the same row.
 _ROUNDINGS = 4
@@ -30,35 +30,41 @@ class SampleStructureHead(nn.Module):
     """Maps features to a sample embedding and to a structure embedding (NASA).
 
         sample = W features + b
-        structure = 1/2 + sigmoid(BN(A_2 BN(A_1 features)))
+        structure = least + 2 (1 - least) sigmoid(BN(A_2 BN(A_1 features)))
 
     The sample embedding is not normalised. In training mode it is divided by the mean distance
     between the rows of the batch, which the gradient takes into account and which is then 1, as
     `dmlfast.functional.multi_cluster_loss` expects; in evaluation mode it is left as it is. So it
     is where the rows of the batch are all the same up to rounding, or fewer than two.
 
-    The structure embedding holds weights between 0.5 and 1.5. No gradient flows from one to the
-    other. The batch norms stay in evaluation mode: affine maps of each channel by the running
-    statistics, 0 and 1 unless others are loaded. So a row's structure never depends on the batch.
+    The structure embedding holds weights between `least` and 2 - `least`. No gradient flows from
+    one to the other. The batch norms stay in evaluation mode: affine maps of each channel by the
+    running statistics, 0 and 1 unless others are loaded. So a row's structure never depends on the
+    batch.
 
     The state dict holds `sample` (W, b) and `structure` (A_1, its norm, A_2, its norm).
 
     Args:
         feature_size: length of the features.
         dimensions: length of both embeddings.
+        least: the least weight of a dimension, above 0 and at most 1. The source has 0.5, weights
+            in a ratio of 3 at most; less lets a neighbourhood be told from a sphere further.
 
     Raises:
-        TypeError: a number that is not an integer.
-        ValueError: a number below 1.
+        TypeError: a size that is not an integer.
+        ValueError: a number out of its range.
 
     Source: NASA, "Deep metric learning with neighborhood-adaptive structure augmentation", AAAI
     2022, and the authors' code.
     """
 
-    def __init__(self, feature_size: int, dimensions: int) -> None:
+    def __init__(self, feature_size: int, dimensions: int, *, least: float = 0.5) -> None:
         super().__init__()
         self.feature_size = check_count("feature_size", feature_size)
         self.dimensions = check_count("dimensions", dimensions)
+        self.least = check_positive("least", least)
+        if self.least > 1:
+            raise ValueError(f"least: expected a number above 0 and at most 1, got {least}")
         self.sample = nn.Linear(feature_size, dimensions)
         self.structure = nn.Sequential(
             nn.Linear(feature_size, dimensions),
@@ -96,7 +102,8 @@ class SampleStructureHead(nn.Module):
         sample = self.sample(features)
         if self.training:
             sample = _divided_by_mean_distance(sample)
-        return SampleStructure(sample, 0.5 + self.structure(features).sigmoid())
+        share = self.structure(features).sigmoid()
+        return SampleStructure(sample, self.least + 2 * (1 - self.least) * share)
 
 
 def _divided_by_mean_distance(x: Tensor) -> Tensor:
