@@ -14,9 +14,10 @@ from torch import Tensor
 from dmlfast import functional
 from dmlfast.evaluation.retrieval import _chunk_rows, _drop_self, _parts
 from dmlfast.functional import Selection
-from dmlfast.ops._arguments import check_count, check_references, describe, distance_dtype
+from dmlfast.ops._arguments import check_count, check_references, describe
 from dmlfast.ops.neighbors_top import GREATEST_K
 from dmlfast.ops.structure import check_structure
+from dmlfast.reference.distances import distance_dtype
 
 __all__ = ["adaptive_search"]
 

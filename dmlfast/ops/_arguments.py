@@ -63,11 +63,6 @@ def allows_fast_products() -> bool:
     return torch.get_float32_matmul_precision() != "highest"
 
 
-def distance_dtype(x: Tensor) -> torch.dtype:
-    """The dtype in which distances between rows of `x` are returned."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def describe(value: object) -> str:
     """Shape, dtype and device of a tensor, or the type of anything else."""
     if isinstance(value, Tensor):

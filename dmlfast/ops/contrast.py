@@ -15,7 +15,6 @@ from dmlfast.ops._arguments import (
     check_number,
     check_option,
     check_pairs,
-    distance_dtype,
 )
 from dmlfast.ops._operators import operators, reference_operators, register
 from dmlfast.ops._reduction import REDUCTIONS, is_active, nan_marks, reduce
@@ -28,6 +27,7 @@ from dmlfast.ops.neighbors import (
 )
 from dmlfast.ops.neighbors_sample import sample_negative
 from dmlfast.reference import contrast as reference
+from dmlfast.reference.distances import distance_dtype
 
 POSITIVES = ("all", "nearest", "farthest")
 NEGATIVES = ("all", "hardest", "semihard", "distance_weighted")

@@ -13,7 +13,6 @@ from dmlfast.ops._arguments import (
     check_number,
     check_tensor,
     describe,
-    distance_dtype,
 )
 from dmlfast.ops._partners import (
     OnePartner,
@@ -28,6 +27,7 @@ from dmlfast.ops.contrast import AnchorSums, check_negatives
 from dmlfast.ops.contrast_sums import ContrastSums, contrast_sums
 from dmlfast.ops.neighbors import hardest_negative, semihard_negative
 from dmlfast.ops.neighbors_sample import sample_negative
+from dmlfast.reference.distances import distance_dtype
 
 
 def contrastive_loss(

@@ -19,7 +19,6 @@ from dmlfast.ops._arguments import (
     check_references,
     check_tensor,
     describe,
-    distance_dtype,
 )
 from dmlfast.ops._reduction import (
     REDUCTIONS,
@@ -31,7 +30,7 @@ from dmlfast.ops._reduction import (
 )
 from dmlfast.ops.contrast_softmax import base_distance, nca_rows
 from dmlfast.ops.contrast_sums import ContrastSums, contrast_sums
-from dmlfast.reference.distances import chunk_rows
+from dmlfast.reference.distances import chunk_rows, distance_dtype
 
 _SIMILARITIES = ("cosine", "dot")
 

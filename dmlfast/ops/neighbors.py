@@ -15,10 +15,10 @@ from dmlfast.ops._arguments import (
     check_pairs,
     check_tensor,
     describe,
-    distance_dtype,
 )
 from dmlfast.ops._operators import operators, register
 from dmlfast.reference import neighbors as reference
+from dmlfast.reference.distances import distance_dtype
 
 MISSING = ("drop", "hardest")
 

@@ -14,11 +14,11 @@ from dmlfast.ops._arguments import (
     check_number,
     check_option,
     check_pairs,
-    distance_dtype,
 )
 from dmlfast.ops._operators import operators, register
 from dmlfast.ops.neighbors import Selection, save_selection, selection_backward
 from dmlfast.reference import neighbors_sample as reference
+from dmlfast.reference.distances import distance_dtype
 
 DISTRIBUTIONS = ("distance_weighted", "uniform")
 

@@ -16,11 +16,11 @@ from dmlfast.ops._arguments import (
     check_pairs,
     check_references,
     describe,
-    distance_dtype,
 )
 from dmlfast.ops._operators import operators, register
 from dmlfast.ops.neighbors import Selection, save_selection, selection_backward
 from dmlfast.reference import neighbors_top as reference
+from dmlfast.reference.distances import distance_dtype
 
 CANDIDATES = ("all", "positives", "negatives")
 GREATEST_K = 1024

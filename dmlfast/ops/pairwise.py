@@ -16,11 +16,11 @@ from dmlfast.ops._arguments import (
     check_option,
     check_references,
     describe,
-    distance_dtype,
 )
 from dmlfast.ops._operators import operators, reference_operators, register
 from dmlfast.ops._reduction import fixed_order_sum
 from dmlfast.reference import pairwise as reference
+from dmlfast.reference.distances import distance_dtype
 
 # Enough that their mean is near that of all pairs, against which it is a shift alone.
 _SAMPLED_PAIRS = 1024

@@ -12,11 +12,11 @@ from dmlfast.ops._arguments import (
     check_finite,
     check_option,
     check_positive,
-    distance_dtype,
 )
 from dmlfast.ops._operators import operators, reference_operators, register
 from dmlfast.ops._reduction import REDUCTIONS, reduce_over_rows
 from dmlfast.reference import ranking as reference
+from dmlfast.reference.distances import distance_dtype
 
 PAIRS = ("all", "adjacent", "band")
 

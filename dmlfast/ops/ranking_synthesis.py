@@ -12,11 +12,11 @@ from dmlfast.ops._arguments import (
     check_references,
     check_tensor,
     describe,
-    distance_dtype,
 )
 from dmlfast.ops._operators import register
 from dmlfast.ops.ranking import ranking_loss, ranking_operators
 from dmlfast.reference import ranking as reference
+from dmlfast.reference.distances import distance_dtype
 
 
 def synthesis_similarity(

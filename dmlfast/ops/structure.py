@@ -13,10 +13,10 @@ from dmlfast.ops._arguments import (
     check_flag,
     check_references,
     describe,
-    distance_dtype,
 )
 from dmlfast.ops._operators import operators, reference_operators, register
 from dmlfast.reference import structure as reference
+from dmlfast.reference.distances import distance_dtype
 
 
 def adaptive_distance(

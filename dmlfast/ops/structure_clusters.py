@@ -14,13 +14,13 @@ from dmlfast.ops._arguments import (
     check_flag,
     check_not_negative,
     check_option,
-    distance_dtype,
 )
 from dmlfast.ops._operators import register
 from dmlfast.ops._reduction import REDUCTIONS, reduce_over_rows
 from dmlfast.ops.pairwise import distance_statistics
 from dmlfast.ops.structure import check_structure, structure_operators
 from dmlfast.reference import structure as reference
+from dmlfast.reference.distances import distance_dtype
 
 # Of all pairs of an anchor. Where a cluster holds less, its place says nothing.
 _LEAST_MASS = 1e-6

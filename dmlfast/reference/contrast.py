@@ -125,11 +125,9 @@ def triplet(
     Returns:
         loss (N,) in the dtype of distances and active (N,) int64. O((N + M)·d) memory.
     """
-    rows = distances.chunk_rows(references.shape[0])
     loss = x.new_empty(x.shape[0], dtype=torch.float64)
     active = x.new_empty(x.shape[0], dtype=torch.int64)
-    for start in range(0, x.shape[0], rows):
-        part = slice(start, start + rows)
+    for part in distances.row_parts(x.shape[0], references.shape[0]):
         own = None if self_index is None else self_index[part]
         chunk = pair_chunk(x[part], labels[part], references, reference_labels, own, metric)
         loss[part], active[part], _ = triplet_rows(chunk, positives, negatives, margin)
@@ -150,12 +148,10 @@ def triplet_backward(
     margin: float,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the sums of `triplet` for an upstream gradient (N,), recomputing the pairs."""
-    rows = distances.chunk_rows(references.shape[0])
     grad_x = torch.zeros_like(x, dtype=torch.float64)
     grad_references = torch.zeros_like(references, dtype=torch.float64)
     y = references.double()
-    for start in range(0, x.shape[0], rows):
-        part = slice(start, start + rows)
+    for part in distances.row_parts(x.shape[0], references.shape[0]):
         own = None if self_index is None else self_index[part]
         chunk = pair_chunk(x[part], labels[part], references, reference_labels, own, metric)
         upstream = grad[part].double()[:, None]

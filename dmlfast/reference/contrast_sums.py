@@ -154,18 +154,16 @@ def sums(
     """
     if references is None:
         references, self_index = x, torch.arange(x.shape[0], device=x.device)
-    rows = distances.chunk_rows(references.shape[0])
     results = [x.new_empty(x.shape[0], dtype=torch.float64) for _ in range(2)]
     counts = [x.new_empty(x.shape[0], dtype=torch.int64) for _ in range(2)]
-    for start in range(0, x.shape[0], rows):
-        part = slice(start, start + rows)
+    for part in distances.row_parts(x.shape[0], references.shape[0]):
         own = None if self_index is None else self_index[part]
         chunk = _chunk(x[part], labels[part], references, reference_labels, own, metric)
         for i, (partners, side) in enumerate(
             ((chunk.positive, positive), (chunk.negative, negative))
         ):
             results[i][part], counts[i][part], *_ = side_rows(chunk, partners, side.of(part))
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = distances.distance_dtype(x)
     return results[0].to(dtype), results[1].to(dtype), counts[0], counts[1]
 
 
@@ -191,13 +189,11 @@ def sums_backward(
     others = x if references is None else references
     if references is None:
         self_index = torch.arange(x.shape[0], device=x.device)
-    rows = distances.chunk_rows(others.shape[0])
     grad_x = torch.zeros_like(x, dtype=torch.float64)
     grad_others = torch.zeros_like(others, dtype=torch.float64)
     to_bounds = (torch.zeros_like(grad_positive), torch.zeros_like(grad_positive))
     y = others.double()
-    for start in range(0, x.shape[0], rows):
-        part = slice(start, start + rows)
+    for part in distances.row_parts(x.shape[0], others.shape[0]):
         own = None if self_index is None else self_index[part]
         chunk = _chunk(x[part], labels[part], others, reference_labels, own, metric)
         weights = torch.zeros_like(chunk.distance)

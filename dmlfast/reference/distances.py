@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,17 @@ CHUNK_ELEMENTS = 2**22
 def chunk_rows(columns: int) -> int:
     """Rows of an all-pairs chunk, so that memory does not grow with the product of the sizes."""
     return max(1, CHUNK_ELEMENTS // max(1, columns))
+
+
+def row_parts(rows: int, columns: int) -> Iterator[slice]:
+    """The rows of such a computation, a chunk at a time."""
+    step = chunk_rows(columns)
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def distance_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which distances between rows of `x` are returned."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def sum_of_products(x: Tensor, y: Tensor) -> Tensor:

@@ -18,9 +18,8 @@ def distance(x: Tensor, references: Tensor | None, *, metric: str) -> Tensor:
         (N, M) float64 for float64 rows, else float32; NaN for a row that is not finite.
     """
     others = x if references is None else references
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    result = x.new_empty((x.shape[0], others.shape[0]), dtype=dtype)
-    for part in _parts(x, others):
+    result = x.new_empty((x.shape[0], others.shape[0]), dtype=distances.distance_dtype(x))
+    for part in distances.row_parts(x.shape[0], others.shape[0]):
         value = _values(x[part], others, metric)
         result[part] = distances.distances(value, metric, x.dtype)
     return result
@@ -37,7 +36,7 @@ def distance_backward(
     """
     others = x if references is None else references
     sums = _Gradients(x, references)
-    for part in _parts(x, others):
+    for part in distances.row_parts(x.shape[0], others.shape[0]):
         value = distance[part].double()
         if metric == "euclidean":
             value = value.square()
@@ -63,7 +62,7 @@ def moments(
     others = x if references is None else references
     first = x.new_empty(x.shape[0], dtype=torch.float64)
     second = torch.empty_like(first)
-    for part in _parts(x, others):
+    for part in distances.row_parts(x.shape[0], others.shape[0]):
         value = _values(x[part], others, metric)
         offset = distances.distances(value, metric, torch.float64) - centre
         offset = torch.where(_is_self(part, x, references, self_index), 0.0, offset)
@@ -88,7 +87,7 @@ def moments_backward(
     """
     others = x if references is None else references
     sums = _Gradients(x, references)
-    for part in _parts(x, others):
+    for part in distances.row_parts(x.shape[0], others.shape[0]):
         value = _values(x[part], others, metric)
         offset = distances.distances(value, metric, torch.float64) - centre
         to_first, to_second = grad_first[part, None], grad_second[part, None]
@@ -97,12 +96,6 @@ def moments_backward(
         weights = torch.where(unused, 0.0, to_first + 2 * to_second * offset)
         sums.add(part, weights, value, metric)
     return sums.rounded()
-
-
-def _parts(x: Tensor, others: Tensor) -> list[slice]:
-    """Chunks of anchors."""
-    rows = distances.chunk_rows(others.shape[0])
-    return [slice(start, start + rows) for start in range(0, x.shape[0], rows)]
 
 
 def _values(x: Tensor, others: Tensor, metric: str) -> Tensor:

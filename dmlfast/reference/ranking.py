@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dmlfast.reference.distances import chunk_rows
+from dmlfast.reference.distances import distance_dtype, row_parts
 
 
 class _Side(NamedTuple):
@@ -48,19 +48,10 @@ def _logarithm(side: _Side, scale: float) -> tuple[Tensor, Tensor]:
     return peak + others.log1p() / scale, powers / (1 + others)[:, None, None]
 
 
-def _parts(rows: int, columns: int) -> Iterator[slice]:
-    step = chunk_rows(columns)
-    return (slice(start, start + step) for start in range(0, rows, step))
-
-
 def _finite(similarities: Tensor) -> tuple[Tensor, Tensor]:
     """float64 rows, 0 where one is not finite, and (C,) whether each is."""
     finite = similarities.isfinite().all(1)
     return torch.where(finite[:, None], similarities.double(), 0.0), finite
-
-
-def _returned_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def loss(similarities: Tensor, *, margin: float, scale: float, pairs: str) -> Tensor:
@@ -70,12 +61,12 @@ def loss(similarities: Tensor, *, margin: float, scale: float, pairs: str) -> Te
         (B,) float64 for float64 similarities, else float32; NaN for a row that is not finite.
     """
     result = similarities.new_zeros(similarities.shape[0], dtype=torch.float64)
-    for part in _parts(similarities.shape[0], similarities.shape[1] ** 2):
+    for part in row_parts(similarities.shape[0], similarities.shape[1] ** 2):
         values, finite = _finite(similarities[part])
         for side in _sides(values, margin, pairs):
             result[part] += _logarithm(side, scale)[0]
         result[part] = torch.where(finite, result[part], math.nan)
-    return result.to(_returned_dtype(similarities))
+    return result.to(distance_dtype(similarities))
 
 
 def loss_backward(
@@ -86,7 +77,7 @@ def loss_backward(
     NaN for a row that is not finite, unless its upstream gradient is 0.
     """
     result = torch.zeros_like(similarities, dtype=torch.float64)
-    for part in _parts(similarities.shape[0], similarities.shape[1] ** 2):
+    for part in row_parts(similarities.shape[0], similarities.shape[1] ** 2):
         values, finite = _finite(similarities[part])
         for side in _sides(values, margin, pairs):
             share = _logarithm(side, scale)[1]
@@ -144,9 +135,9 @@ def synthesis(projected: Tensor, shifts: Tensor, targets: Tensor | None) -> Tens
     Returns:
         (B, J) float64 for float64 rows, else float32. 0 / |0| is 0.
     """
-    dtype = _returned_dtype(projected)
+    dtype = distance_dtype(projected)
     result = projected.new_empty((projected.shape[0], shifts.shape[0]), dtype=dtype)
-    for part in _parts(projected.shape[0], shifts.numel()):
+    for part in row_parts(projected.shape[0], shifts.numel()):
         own = None if targets is None else targets[part]
         found = _synthesis(projected[part], shifts, own)
         result[part] = (found.unit.relu() * found.target[:, None]).sum(2)
@@ -165,7 +156,7 @@ def synthesis_backward(
     to_projected = torch.zeros_like(projected, dtype=torch.float64)
     to_shifts = torch.zeros_like(shifts, dtype=torch.float64)
     to_targets = torch.zeros_like(to_projected[:0] if targets is None else to_projected)
-    for part in _parts(projected.shape[0], shifts.numel()):
+    for part in row_parts(projected.shape[0], shifts.numel()):
         own = None if targets is None else targets[part]
         found = _synthesis(projected[part], shifts, own)
         upstream = grad[part, :, None].double()

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dmlfast.reference.distances import chunk_rows, square_root
-
-
-def _returned_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _parts(rows: int, columns: int) -> Iterator[slice]:
-    step = chunk_rows(columns)
-    return (slice(start, start + step) for start in range(0, rows, step))
+from dmlfast.reference.distances import distance_dtype, row_parts, square_root
 
 
 def _squares(e: Tensor, w: Tensor, others: Tensor) -> Tensor:
@@ -43,8 +33,8 @@ def distance(e: Tensor, w: Tensor, references: Tensor | None, *, squared: bool) 
         (N, M) float64 for float64 rows, else float32; NaN as `_squares`.
     """
     others = e if references is None else references
-    result = e.new_empty((e.shape[0], others.shape[0]), dtype=_returned_dtype(e))
-    for part in _parts(*result.shape):
+    result = e.new_empty((e.shape[0], others.shape[0]), dtype=distance_dtype(e))
+    for part in row_parts(*result.shape):
         squares = _squares(e[part], w[part], others)
         result[part] = (squares if squared else square_root(squares)).to(result.dtype)
     return result
@@ -66,7 +56,7 @@ def distance_backward(
         is (0, d).
     """
     sums = _Gradients(e, w, references)
-    for part in _parts(*grad.shape):
+    for part in row_parts(*grad.shape):
         slopes, found = grad[part].double(), distance[part].double()
         if squared:
             # NaN for a pair without a distance that somebody asks for.
@@ -159,7 +149,7 @@ def clusters(
     loss = e.new_zeros(e.shape[0], dtype=torch.float64)
     mass = loss.new_zeros((e.shape[0] if ordered else 0, targets.shape[0]))
     moment = torch.zeros_like(mass)
-    for part in _parts(e.shape[0], e.shape[0] * targets.shape[0]):
+    for part in row_parts(e.shape[0], e.shape[0] * targets.shape[0]):
         found, is_self = _assign(part, e, w, targets, sharpness)
         terms = (found.share * found.gap.abs()).sum(2)
         loss[part] = torch.where(is_self, 0.0, terms).sum(1)
@@ -182,7 +172,7 @@ def clusters_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `clusters` by e and by w for upstream gradients of its shapes."""
     sums = _Gradients(e, w, None)
-    for part in _parts(e.shape[0], e.shape[0] * targets.shape[0]):
+    for part in row_parts(e.shape[0], e.shape[0] * targets.shape[0]):
         found, is_self = _assign(part, e, w, targets, sharpness)
         upstream = grad_loss[part, None, None].double()
         unused = is_self | (upstream[..., 0] == 0)
