@@ -124,7 +124,7 @@ def test_missing_references_have_no_index(n, m, shortlist):
 def test_chunks_change_nothing(shortlist, monkeypatch):
     given = problem()
     whole = adaptive_search(*given, 4, shortlist=shortlist)
-    monkeypatch.setattr(adaptive, "_chunk_rows", lambda columns: 7)
+    monkeypatch.setattr(adaptive, "chunk_rows", lambda columns: 7)
     assert all(map(torch.equal, whole, adaptive_search(*given, 4, shortlist=shortlist)))
 
 

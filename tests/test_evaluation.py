@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dmlfast.evaluation import RetrievalMetrics, embed, evaluate_retrieval, retrieval
+from dmlfast.evaluation import RetrievalMetrics, _rows, embed, evaluate_retrieval, retrieval
 
 pytest.importorskip("faiss")
 
@@ -210,7 +210,7 @@ def test_duplicates_of_the_same_class_are_hits() -> None:
 
 @pytest.mark.parametrize("rows", [[5, 0, 3], [5, 7, 3], [7, 1, 2]])
 def test_a_row_missing_from_its_own_list_loses_the_last_neighbour(rows: list[int]) -> None:
-    kept = retrieval._drop_self(torch.tensor([rows]), torch.tensor([7])).tolist()
+    kept = _rows.drop_self(torch.tensor([rows]), torch.tensor([7])).tolist()
     assert kept == [[row for row in rows if row != 7][:2]]
 
 
@@ -305,7 +305,7 @@ def test_chunks_do_not_change_the_metrics(monkeypatch: pytest.MonkeyPatch) -> No
     x, labels = clustered(7)
     whole = values(evaluate_retrieval(x, labels))
     for entries in (1, 100, 1000):
-        monkeypatch.setattr(retrieval, "_CHUNK_ENTRIES", entries)
+        monkeypatch.setattr(_rows, "CHUNK_ENTRIES", entries)
         assert values(evaluate_retrieval(x, labels)) == pytest.approx(whole, abs=1e-12)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dmlfast import functional
-from dmlfast.evaluation.retrieval import _chunk_rows, _drop_self, _parts
+from dmlfast.evaluation._rows import chunk_rows, drop_self, parts
 from dmlfast.functional import Selection
 from dmlfast.ops._arguments import check_count, check_references, describe
 from dmlfast.ops.neighbors_top import GREATEST_K
@@ -110,7 +110,7 @@ def _check_shortlist(shortlist: object, k: int) -> None:
 def _check_values(queries: Tensor, structure: Tensor, references: Tensor | None) -> None:
     given = {"queries": queries, "structure": structure, "references": references}
     for name, rows in given.items():
-        if rows is not None and not all(bool(part.isfinite().all()) for part in _parts(rows)):
+        if rows is not None and not all(bool(part.isfinite().all()) for part in parts(rows)):
             raise ValueError(f"{name}: expected finite values, got others in {describe(rows)}")
     if bool((structure < 0).any()):
         raise ValueError(f"structure: expected weights of at least 0, got {structure.min().item()}")
@@ -132,7 +132,7 @@ def _of_index(
     found = index.search(queries.float().cpu().contiguous().numpy(), shortlist + int(within))[1]
     candidates = torch.from_numpy(found).to(queries.device)
     if within:
-        return _drop_self(candidates, torch.arange(len(queries), device=queries.device))
+        return drop_self(candidates, torch.arange(len(queries), device=queries.device))
     return candidates
 
 
@@ -160,7 +160,7 @@ def _ranked(
     rows, width = candidates.shape
     distance = torch.full((rows, k), torch.inf, dtype=torch.float64, device=queries.device)
     index = torch.full((rows, k), -1, dtype=torch.int64, device=queries.device)
-    step = _chunk_rows(max(1, width) * queries.shape[1])
+    step = chunk_rows(max(1, width) * queries.shape[1])
     # Where there is no reference there is nothing to gather from.
     for start in range(0, rows if len(references) else 0, step):
         chunk = slice(start, start + step)

@@ -14,22 +14,20 @@ The means run over the queries with R_i > 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dmlfast._optional import require
+from dmlfast.evaluation._rows import chunk_rows, drop_self, parts
 from dmlfast.ops._arguments import check_count
 
 __all__ = ["RetrievalMetrics", "embed", "evaluate_retrieval"]
 
 _METRICS = ("euclidean", "sqeuclidean", "cosine", "dot")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-# Entries (rows x columns) of one chunk of work; the chunk's temporaries take about 50 bytes each.
-_CHUNK_ENTRIES = 2**20
 
 
 @dataclass(frozen=True)
@@ -129,12 +127,12 @@ def evaluate_retrieval(
     width = min(width, references.shape[0] - int(within))
     search = _searcher(queries.detach(), references.detach(), metric)
     sums = torch.zeros(len(ranks) + 2, dtype=torch.float64)
-    step = _chunk_rows(max(width, queries.shape[1]))
+    step = chunk_rows(max(width, queries.shape[1]))
     for start in range(0, counted.numel(), step):
         rows = counted[start : start + step]
         neighbours = search(rows, width + int(within))
         if within:
-            neighbours = _drop_self(neighbours, rows)
+            neighbours = drop_self(neighbours, rows)
         hits = reference_labels[neighbours] == query_labels[rows].unsqueeze(1)
         sums += _metric_sums(hits, relevant[rows], ranks)
     means = (sums / counted.numel()).tolist()
@@ -231,7 +229,7 @@ def _check_set(x_name: str, x: Tensor, labels_name: str, labels: Tensor) -> Tens
             f"{labels_name} must have shape ({x.shape[0]},) to match {x_name}, "
             f"got {tuple(labels.shape)}"
         )
-    bad = sum(int((~part.float().isfinite().all(dim=1)).sum()) for part in _parts(x.detach()))
+    bad = sum(int((~part.float().isfinite().all(dim=1)).sum()) for part in parts(x.detach()))
     if bad:
         raise ValueError(
             f"{x_name} must be finite in float32, got {bad} of {x.shape[0]} rows that are not"
@@ -241,17 +239,6 @@ def _check_set(x_name: str, x: Tensor, labels_name: str, labels: Tensor) -> Tens
 
 def _dtype_name(x: Tensor) -> str:
     return str(x.dtype).removeprefix("torch.")
-
-
-def _chunk_rows(columns: int) -> int:
-    return max(1, _CHUNK_ENTRIES // columns)
-
-
-def _parts(x: Tensor) -> Iterator[Tensor]:
-    """The rows of `x`, a bounded number of entries at a time."""
-    step = _chunk_rows(x.shape[1])
-    for start in range(0, x.shape[0], step):
-        yield x[start : start + step]
 
 
 def _count_relevant(query_labels: Tensor, reference_labels: Tensor) -> Tensor:
@@ -284,7 +271,7 @@ def _searcher(queries: Tensor, references: Tensor, metric: str) -> Callable[[Ten
     columns = references.shape[1]
     euclidean = metric in ("euclidean", "sqeuclidean")
     shift = torch.zeros(columns, dtype=torch.float64)
-    for part in _parts(references):
+    for part in parts(references):
         shift += _float_rows(part, metric).sum(dim=0) / references.shape[0]
     query_shift = shift if euclidean else torch.zeros_like(shift)
     query_peak = _peak(queries, metric, query_shift)
@@ -293,7 +280,7 @@ def _searcher(queries: Tensor, references: Tensor, metric: str) -> Callable[[Ten
         query_peak = reference_peak = max(query_peak, reference_peak)
 
     packed = torch.empty(references.shape, dtype=torch.float32)
-    for target, part in zip(_parts(packed), _parts(references), strict=True):
+    for target, part in zip(parts(packed), parts(references), strict=True):
         target.copy_((_float_rows(part, metric) - shift) / reference_peak)
     index = faiss.IndexFlatL2(columns) if euclidean else faiss.IndexFlatIP(columns)
     index.add(packed.numpy())
@@ -308,18 +295,8 @@ def _searcher(queries: Tensor, references: Tensor, metric: str) -> Callable[[Ten
 
 def _peak(x: Tensor, metric: str, shift: Tensor) -> float:
     """The largest absolute entry of the shifted rows, 1 when all are zero."""
-    peaks = [float((_float_rows(part, metric) - shift).abs().amax()) for part in _parts(x)]
+    peaks = [float((_float_rows(part, metric) - shift).abs().amax()) for part in parts(x)]
     return max(peaks) or 1.0
-
-
-def _drop_self(neighbours: Tensor, rows: Tensor) -> Tensor:
-    """(n, k) of the (n, k + 1) `neighbours` of the references `rows`, without the row itself.
-
-    A row with many duplicates may not be among its own k + 1 nearest; then the last one goes.
-    """
-    keep = neighbours != rows.unsqueeze(1)
-    keep[:, -1] &= ~keep.all(dim=1)
-    return neighbours[keep].view(neighbours.shape[0], neighbours.shape[1] - 1)
 
 
 def _metric_sums(hits: Tensor, relevant: Tensor, ranks: Sequence[int]) -> Tensor:
