@@ -585,7 +585,7 @@ def test_options_that_do_not_fit_are_refused(options, error, message):
         (RankingTerm, {"scale": 0.0}, "scale: expected a finite number greater than 0"),
         (RankingTerm, {"pairs": "some"}, "pairs: expected one of"),
         (MetricTerm, {"scale": -1.0}, "scale: expected a finite number greater than 0"),
-        (SyntheticWeights, {"total": -0.1}, "total: expected a finite number from 0 on"),
+        (SyntheticWeights, {"total": -0.1}, "total: expected a finite number of at least 0"),
         (SyntheticWeights, {"classes": "max"}, "classes: expected one of"),
     ],
 )

@@ -41,14 +41,22 @@ class Given(NamedTuple):
     indices_tuple: tuple[Tensor, ...]
 
 
-class EmbeddingLoss(nn.Module):
-    """A loss of embeddings: the options of all of them.
+class ShownModule(nn.Module):
+    """A module that prints its options.
 
     Attributes:
-        shown: names of the options, in the order in which they are printed.
+        shown: their names, in the order in which they are printed.
     """
 
     shown: ClassVar[tuple[str, ...]] = ()
+
+    def extra_repr(self) -> str:
+        """The parameters, for printing."""
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.shown)
+
+
+class EmbeddingLoss(ShownModule):
+    """A loss of embeddings: the options of all of them."""
 
     def __init__(
         self,
@@ -68,10 +76,6 @@ class EmbeddingLoss(nn.Module):
     def _unit(self, x: Tensor) -> Tensor:
         # The cosine does not depend on the lengths.
         return unit_rows(x) if self.normalize and self.metric != "cosine" else x
-
-    def extra_repr(self) -> str:
-        """The parameters, for printing."""
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.shown)
 
 
 class PairLoss(EmbeddingLoss):

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from dmlfast import functional
 from dmlfast._normalize import unit_rows
-from dmlfast.losses._base import promoted
+from dmlfast.losses._base import ShownModule, promoted
 from dmlfast.ops._arguments import check_count, check_generator, check_option, check_positive
 
 SHUFFLES = ("batch", "class", "none")
 
 
-class SynthesisHead(nn.Module):
+class SynthesisHead(ShownModule):
     """A bank of directions and a projector, whose similarities are what a loss ranks.
 
     Sample i at intensity j, counted from 1, is x_i + j * radius * u with a direction u of the

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dmlfast.losses._base import ShownModule
 from dmlfast.losses._pair_lists import index_lists
 from dmlfast.ops._arguments import (
     check_count,
+    check_dimensions,
     check_embeddings,
     check_integers,
     check_tensor,
@@ -22,7 +24,7 @@ from dmlfast.ops.contrast import AnchorSums
 from dmlfast.ops.contrast_sums import ContrastSums
 
 
-class CrossBatchMemory(nn.Module):
+class CrossBatchMemory(ShownModule):
     """Compares each batch with a queue of past embeddings, with pytorch-metric-learning's call.
 
     A batch enters the queue, in place of the oldest rows when it is full, and is then compared
@@ -51,6 +53,8 @@ class CrossBatchMemory(nn.Module):
 
     Source: Wang et al., "Cross-batch memory for embedding learning", CVPR 2020.
     """
+
+    shown = ("embedding_size", "memory_size")
 
     embedding_memory: Tensor
     label_memory: Tensor
@@ -161,10 +165,7 @@ class CrossBatchMemory(nn.Module):
     def _check_embeddings(self, embeddings: Tensor) -> Tensor:
         x = check_embeddings("embeddings", embeddings)
         memory = self.embedding_memory
-        if x.shape[1] != self.embedding_size:
-            raise ValueError(
-                f"embeddings: expected {self.embedding_size} dimensions, got {describe(x)}"
-            )
+        check_dimensions("embeddings", x, self.embedding_size)
         if x.device != memory.device:
             raise ValueError(
                 f"embeddings: expected the device of the queue, {memory.device}, got {describe(x)}"
@@ -207,10 +208,6 @@ class CrossBatchMemory(nn.Module):
                 fill = int(self.queue_fill)
                 indices = miner(x, labels, references[:fill], reference_labels[:fill])
         return index_lists(indices, x.device)
-
-    def extra_repr(self) -> str:
-        """The parameters, for printing."""
-        return f"embedding_size={self.embedding_size}, memory_size={self.memory_size}"
 
 
 def _takes_self_index(module: Callable[..., Any]) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from dmlfast import functional
-from dmlfast.losses._base import base_loss
+from dmlfast.losses._base import ShownModule, base_loss
 from dmlfast.ops._arguments import (
     check_count,
     check_finite,
@@ -32,7 +32,7 @@ class MultiClusterTerms(NamedTuple):
     total: Tensor
 
 
-class MultiClusterLoss(nn.Module):
+class MultiClusterLoss(ShownModule):
     """A base loss of sample embeddings, and the structure loss of both embeddings (NASA).
 
     The loss is the base loss plus `weight` times `dmlfast.functional.multi_cluster_loss`, which
@@ -65,7 +65,7 @@ class MultiClusterLoss(nn.Module):
     NAMR.
     """
 
-    shown: ClassVar[tuple[str, ...]] = (
+    shown = (
         "weight",
         "clusters",
         "spread",
@@ -162,7 +162,3 @@ class MultiClusterLoss(nn.Module):
             order_margin=self.order_margin,
         )
         return MultiClusterTerms(base, clusters, base + (self.weight * clusters).to(base.dtype))
-
-    def extra_repr(self) -> str:
-        """The parameters, for printing."""
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.shown)

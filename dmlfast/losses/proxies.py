@@ -16,10 +16,10 @@ from dmlfast.ops._arguments import (
     METRICS,
     MODULE_NAMES,
     check_count,
+    check_dimensions,
     check_number,
     check_pairs,
     check_positive,
-    describe,
 )
 from dmlfast.ops._reduction import reduce, reduce_over_rows
 from dmlfast.ops.contrast_proxies import proxy_pairs
@@ -83,10 +83,7 @@ class _ProxyLoss(EmbeddingLoss, ABC):
         """
         no_references(type(self).__name__, ref_emb, ref_labels)
         pairs = check_pairs(embeddings, labels, names=MODULE_NAMES)
-        if pairs.x.shape[1] != self.embedding_size:
-            raise ValueError(
-                f"embeddings: expected {self.embedding_size} dimensions, got {describe(pairs.x)}"
-            )
+        check_dimensions("embeddings", pairs.x, self.embedding_size)
         weights = None
         if indices_tuple is not None:
             indices = index_lists(indices_tuple, pairs.x.device)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 
 from dmlfast import functional
 from dmlfast._normalize import unit_rows
+from dmlfast.losses._base import ShownModule
 from dmlfast.losses._synthesis import SynthesisHead
 from dmlfast.ops._arguments import (
     FLOAT_DTYPES,
+    check_dimensions,
     check_embeddings,
     check_number,
     check_option,
@@ -22,10 +22,10 @@ from dmlfast.ops._arguments import (
 from dmlfast.ops._reduction import REDUCTIONS, reduce_over_rows
 
 
-class _ViewRanking(nn.Module):
+class _ViewRanking(ShownModule):
     """The ranking and the attraction of the similarities of views to their source."""
 
-    shown: ClassVar[tuple[str, ...]] = ("margin", "bound", "scale", "positive_weight", "reduction")
+    shown = ("margin", "bound", "scale", "positive_weight", "reduction")
 
     def __init__(
         self,
@@ -50,9 +50,6 @@ class _ViewRanking(nn.Module):
         exponents = self.scale * (self.bound - similarities)
         close = torch.nn.functional.pad(exponents, (0, 1)).logsumexp(1) / self.scale
         return reduce_over_rows(falling + self.positive_weight * close, self.reduction)
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.shown)
 
 
 class SelfSupervisedRankingLoss(nn.Module):
@@ -187,10 +184,7 @@ class SelfSupervisedSynthesisRankingLoss(SynthesisHead):
             ValueError: a wrong shape.
         """
         x = check_embeddings("embeddings", embeddings)
-        if x.shape[1] != self.embedding_size:
-            raise ValueError(
-                f"embeddings: expected {self.embedding_size} dimensions, got {describe(x)}"
-            )
+        check_dimensions("embeddings", x, self.embedding_size)
         groups = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
         loss: Tensor = self.rank(self.similarities(unit_rows(x), self.draw(groups)))
         return loss

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -19,7 +18,9 @@ from dmlfast.ops._arguments import (
     MODULE_NAMES,
     Pairs,
     check_count,
+    check_dimensions,
     check_flag,
+    check_not_negative,
     check_number,
     check_option,
     check_pairs,
@@ -126,9 +127,7 @@ class SyntheticWeights:
 
     def __post_init__(self) -> None:
         for name in ("total", "ranking", "metric"):
-            weight = check_number(name, getattr(self, name))
-            if not 0 <= weight < math.inf:
-                raise ValueError(f"{name}: expected a finite number from 0 on, got {weight}")
+            check_not_negative(name, getattr(self, name))
         check_option("classes", self.classes, CLASS_REDUCTIONS)
 
 
@@ -211,6 +210,11 @@ class SyntheticRankingLoss(SynthesisHead):
     Artificial Intelligence 2024, and the authors' code.
     """
 
+    shown = (
+        *("embedding_size", "synthesis", "ranking", "metric", "weights"),
+        *("base_on", "reference_quirks"),
+    )
+
     def __init__(
         self,
         num_classes: int | None,
@@ -283,10 +287,7 @@ class SyntheticRankingLoss(SynthesisHead):
     ) -> SyntheticRankingTerms:
         """The parts of `forward`, which takes the same arguments."""
         pairs = check_pairs(embeddings, labels, names=MODULE_NAMES)
-        if pairs.x.shape[1] != self.embedding_size:
-            raise ValueError(
-                f"embeddings: expected {self.embedding_size} dimensions, got {describe(pairs.x)}"
-            )
+        check_dimensions("embeddings", pairs.x, self.embedding_size)
         base = self._base_loss(pairs.x, labels, indices_tuple, ref_emb, ref_labels)
         ranking, metric, qualifying = self._synthetic_terms(pairs)
         weights = self.weights
@@ -399,12 +400,6 @@ class SyntheticRankingLoss(SynthesisHead):
                 f"projection_size: expected {self.embedding_size}, the size of the proxies, with "
                 f"{cause}, got {size}"
             )
-
-    def extra_repr(self) -> str:
-        """The parameters, for printing."""
-        names = ("synthesis", "ranking", "metric", "weights", "base_on", "reference_quirks")
-        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
-        return f"embedding_size={self.embedding_size}, {shown}"
 
 
 def _weighted(rows: Tensor, share: Tensor) -> Tensor:

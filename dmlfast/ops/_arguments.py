@@ -96,6 +96,12 @@ def check_embeddings(name: str, value: object) -> Tensor:
     return x
 
 
+def check_dimensions(name: str, x: Tensor, dimensions: int) -> None:
+    """Raises ValueError unless the rows of `x` have so many dimensions."""
+    if x.shape[1] != dimensions:
+        raise ValueError(f"{name}: expected {dimensions} dimensions, got {describe(x)}")
+
+
 def check_integers(name: str, value: object, rows: int, device: torch.device) -> Tensor:
     """Returns (rows,) integers as contiguous int64; raises if they are anything else."""
     integers = check_tensor(name, value)
