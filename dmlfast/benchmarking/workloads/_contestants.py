@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,8 +23,9 @@ __all__ = [
     "training_step",
 ]
 
-# Of embeddings and labels; a scalar tensor.
-Loss = Callable[[Tensor, Tensor], Any]
+# Of the tensors that its arguments make of the inputs; a scalar tensor.
+Loss = Callable[..., Any]
+Arguments = Callable[[Inputs], Sequence[Tensor]]
 
 # Rows of the result that `product_in_blocks` computes at a time.
 _BLOCK = 2048
@@ -58,33 +59,41 @@ def product_in_blocks(inputs: Inputs) -> Step:
     return step
 
 
-def training_step(loss: Loss, inputs: Inputs) -> Step:
-    """The step of a loss of embeddings and labels: forward and backward; returns the loss."""
-    leaf = inputs.leaf()
+def embeddings_and_labels(inputs: Inputs) -> Sequence[Tensor]:
+    """The arguments of most losses."""
+    return inputs.leaf(), inputs.labels
+
+
+def training_step(loss: Loss, inputs: Inputs, arguments: Arguments = embeddings_and_labels) -> Step:
+    """The step of a loss: forward, and backward to its leaves; returns the loss."""
+    given = arguments(inputs)
+    leaves = [tensor for tensor in given if tensor.requires_grad]
 
     def step() -> Tensor:
-        leaf.grad = None
-        value: Tensor = loss(leaf, inputs.labels)
+        for leaf in leaves:
+            leaf.grad = None
+        value: Tensor = loss(*given)
         value.backward()
         return value.detach()
 
     return step
 
 
-def training(loss: Loss) -> Contestant:
+def training(loss: Loss, arguments: Arguments = embeddings_and_labels) -> Contestant:
     """The contestant of a loss that needs no preparation: forward and backward."""
-    return partial(training_step, loss)
+    return partial(training_step, loss, arguments=arguments)
 
 
-def compiled(loss: Loss) -> Contestant:
+def compiled(loss: Loss, arguments: Arguments = embeddings_and_labels) -> Contestant:
     """The contestant of a loss under torch.compile, for the one shape: forward and backward."""
-    return partial(_compiled, loss)
+    return partial(_compiled, loss, arguments)
 
 
-def _compiled(loss: Loss, inputs: Inputs) -> Step:
+def _compiled(loss: Loss, arguments: Arguments, inputs: Inputs) -> Step:
     # Every size is compiled for itself, more of them than a function may have by default.
     with torch._dynamo.config.patch(recompile_limit=64):
-        step = training_step(torch.compile(loss, fullgraph=True, dynamic=False), inputs)
+        compiled_loss = torch.compile(loss, fullgraph=True, dynamic=False)
+        step = training_step(compiled_loss, inputs, arguments)
         step()
     return step
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dmlfast.benchmarking.workload import Case, Contestant, Inputs, Step, Workload
+from dmlfast.benchmarking.workload import Case, Inputs, Step, Workload
 from dmlfast.benchmarking.workloads._contestants import clone, compiled, on_reference, training
 from dmlfast.functional import ranking_loss, synthetic_ranking_loss
 
@@ -51,8 +50,9 @@ class _Parameters(NamedTuple):
         return cls(*(p.to(x.device).requires_grad_() for p in parameters))
 
 
-# Of embeddings and parameters; a scalar tensor.
-_Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+def _synthesised(inputs: Inputs) -> Sequence[Tensor]:
+    """The arguments of a loss of embeddings and parameters."""
+    return inputs.leaf(), *_Parameters.of(inputs.x)
 
 
 def _synthetic_written_out(x: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -63,29 +63,6 @@ def _synthetic_written_out(x: Tensor, offsets: Tensor, weight: Tensor, bias: Ten
     )
     similarities = (made.view(len(x), len(offsets), -1) * own[:, None]).sum(2)
     return _ranking_written_out(similarities, similarities)
-
-
-def _synthetic_step(loss: _Loss, inputs: Inputs) -> Step:
-    leaves = inputs.leaf(), *_Parameters.of(inputs.x)
-
-    def step() -> Tensor:
-        for leaf in leaves:
-            leaf.grad = None
-        value = loss(*leaves)
-        value.backward()
-        return value.detach()
-
-    return step
-
-
-def _synthetic(loss: _Loss) -> Contestant:
-    return partial(_synthetic_step, loss)
-
-
-def _synthetic_compiled(inputs: Inputs) -> Step:
-    step = _synthetic_step(torch.compile(_synthetic_written_out, fullgraph=True), inputs)
-    step()
-    return step
 
 
 def _products_of_the_projection(inputs: Inputs) -> Step:
@@ -128,10 +105,10 @@ WORKLOADS = (
         summary=f"ranking loss over {STEPS} synthesised samples of each, forward and backward",
         contestants={
             "products of the projection": _products_of_the_projection,
-            "kernel": _synthetic(synthetic_ranking_loss),
-            "reference": on_reference(_synthetic(synthetic_ranking_loss)),
-            "written out": _synthetic(_synthetic_written_out),
-            "written out, compiled": _synthetic_compiled,
+            "kernel": training(synthetic_ranking_loss, _synthesised),
+            "reference": on_reference(training(synthetic_ranking_loss, _synthesised)),
+            "written out": training(_synthetic_written_out, _synthesised),
+            "written out, compiled": compiled(_synthetic_written_out, _synthesised),
         },
         yardstick="products of the projection",
         cases=(Case(8192, 512),),

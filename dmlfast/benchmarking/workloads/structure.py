@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from dmlfast.benchmarking.workload import Case, Contestant, Inputs, Step, Workload
-from dmlfast.benchmarking.workloads._contestants import on_reference, product
+from dmlfast.benchmarking.workload import Case, Inputs, Workload
+from dmlfast.benchmarking.workloads._contestants import compiled, on_reference, product, training
 from dmlfast.functional import adaptive_distance, multi_cluster_loss
 
 __all__ = ["WORKLOADS"]
@@ -18,14 +17,12 @@ CLUSTERS = 4
 # The defaults of the loss.
 SPREAD, SHARPNESS, FLOOR = 3.0, 10.0, 0.2
 
-# Of embeddings and weights; a scalar tensor.
-_Loss = Callable[[Tensor, Tensor], Tensor]
 
-
-def _weights_of(x: Tensor) -> Tensor:
-    """(N, d) numbers from 0.5 to 1.5, the same on every call."""
+def _with_weights(inputs: Inputs) -> Sequence[Tensor]:
+    """The arguments of a loss of embeddings and weights: from 0.5 to 1.5, the same every time."""
     generator = torch.Generator().manual_seed(1)
-    return (0.5 + torch.rand(x.shape, generator=generator)).to(x.device)
+    weights = 0.5 + torch.rand(inputs.x.shape, generator=generator)
+    return inputs.leaf(), weights.to(inputs.x.device).requires_grad_()
 
 
 def _kernel(e: Tensor, w: Tensor) -> Tensor:
@@ -60,34 +57,6 @@ def _written_out(e: Tensor, w: Tensor) -> Tensor:
     return (losses.sum() - losses.diagonal().sum()) / (len(e) * (len(e) - 1))
 
 
-def _step(loss: _Loss, inputs: Inputs) -> Step:
-    leaves = inputs.leaf(), _weights_of(inputs.x).requires_grad_()
-
-    def step() -> Tensor:
-        for leaf in leaves:
-            leaf.grad = None
-        value = loss(*leaves)
-        value.backward()
-        return value.detach()
-
-    return step
-
-
-def _training(loss: _Loss) -> Contestant:
-    return partial(_step, loss)
-
-
-def _compiled_step(loss: _Loss, inputs: Inputs) -> Step:
-    with torch._dynamo.config.patch(recompile_limit=64):
-        step = _step(torch.compile(loss, fullgraph=True, dynamic=False), inputs)
-        step()
-    return step
-
-
-def _compiled(loss: _Loss) -> Contestant:
-    return partial(_compiled_step, loss)
-
-
 def _operations(case: Case) -> float:
     # One product of twice the dimensions, and two of its gradient.
     return 12.0 * case.rows**2 * case.dimensions
@@ -100,10 +69,10 @@ WORKLOADS = (
         summary=f"structure loss with {CLUSTERS} clusters, forward and backward",
         contestants={
             "product": product,
-            "kernel": _training(_kernel),
-            "reference": on_reference(_training(_kernel)),
-            "written out": _training(_written_out),
-            "written out, compiled": _compiled(_written_out),
+            "kernel": training(_kernel, _with_weights),
+            "reference": on_reference(training(_kernel, _with_weights)),
+            "written out": training(_written_out, _with_weights),
+            "written out, compiled": compiled(_written_out, _with_weights),
         },
         yardstick="product",
         cases=(Case(4096),),
@@ -116,9 +85,9 @@ WORKLOADS = (
         summary="matrix of adaptive distances, forward and the backward of its sum",
         contestants={
             "product": product,
-            "kernel": _training(_sum_of_distances),
-            "reference": on_reference(_training(_sum_of_distances)),
-            "one product": _training(_sum_of_products),
+            "kernel": training(_sum_of_distances, _with_weights),
+            "reference": on_reference(training(_sum_of_distances, _with_weights)),
+            "one product": training(_sum_of_products, _with_weights),
         },
         yardstick="product",
         cases=(Case(4096),),
