@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from dmlfast.plots._figure import check_png_path, new_figure, save_png
+from dmlfast.plots._figure import check_png_path, legend_below, new_figure, plain, save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -145,11 +145,6 @@ def _draw_metric(axes: Axes, title: str, lines: Mapping[tuple[str, str], Series]
 def _finish(axes: Axes, title: str, *, legend: bool) -> None:
     axes.set_title(title)
     axes.set_xlabel("step")
-    axes.grid(visible=True, color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)
     if legend:
-        # Below the axes, where it covers no line.
-        axes.legend(
-            loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8, frameon=False
-        )
+        legend_below(axes)

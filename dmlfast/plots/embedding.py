@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dmlfast._optional import require
-from dmlfast.plots._figure import check_png_path, new_figure, save_png
+from dmlfast.plots._figure import check_matrix, check_png_path, new_figure, save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -172,14 +172,7 @@ def plot_embedding(
 
 def _project(embeddings: Tensor) -> tuple[Tensor, tuple[float, float]]:
     """The (N, 2) projection and the share of the total variance that each column has."""
-    if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
-        got = embeddings.dtype if isinstance(embeddings, Tensor) else type(embeddings).__name__
-        raise TypeError(f"embeddings: expected a floating-point Tensor, got {got}")
-    if embeddings.dim() != 2 or 0 in embeddings.shape:
-        raise ValueError(
-            f"embeddings: expected shape (N, d) with N, d >= 1, got {tuple(embeddings.shape)}"
-        )
-    rows = embeddings.detach().to(device="cpu", dtype=torch.float64)
+    rows = check_matrix("embeddings", embeddings, "N, d")
     bad = int((~rows.isfinite().all(dim=1)).sum())
     if bad:
         raise ValueError(f"embeddings: expected finite rows, got {bad} of {rows.shape[0]} not so")

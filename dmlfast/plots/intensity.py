@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dmlfast.plots._figure import check_png_path, new_figure, save_png
+from dmlfast.plots._figure import (
+    check_matrix,
+    check_png_path,
+    legend_below,
+    new_figure,
+    plain,
+    save_png,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,17 +72,10 @@ def plot_intensity(
 
 
 def _check(where: str, rows: Tensor) -> Tensor:
-    if not isinstance(rows, Tensor) or not rows.is_floating_point():
-        got = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
-        raise TypeError(f"similarities of {where}: expected a floating-point Tensor, got {got}")
-    if rows.dim() != 2 or 0 in rows.shape:
-        raise ValueError(
-            f"similarities of {where}: expected shape (N, J) with N, J >= 1, "
-            f"got {tuple(rows.shape)}"
-        )
-    if not rows.isfinite().all():
+    values = check_matrix(f"similarities of {where}", rows, "N, J")
+    if not values.isfinite().all():
         raise ValueError(f"similarities of {where}: expected finite values")
-    return rows.detach().to(device="cpu", dtype=torch.float64)
+    return values
 
 
 def _draw(axes: Axes, group: str, splits: Mapping[str, Tensor]) -> None:
@@ -97,8 +97,5 @@ def _draw(axes: Axes, group: str, splits: Mapping[str, Tensor]) -> None:
     axes.set_title(_TITLES.get(group, group))
     axes.set_xlabel(_AXES.get(group, "intensity"))
     axes.set_ylabel("similarity")
-    axes.grid(visible=True, color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    # Below the axes, where it covers no line.
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8, frameon=False)
+    plain(axes)
+    legend_below(axes)

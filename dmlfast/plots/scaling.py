@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dmlfast._optional import require
-from dmlfast.plots._figure import check_png_path, new_figure, save_png
+from dmlfast.plots._figure import check_png_path, new_figure, plain, save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,9 +109,7 @@ def _frame(axes: Axes, lines: Sequence[ScalingLine], room: float, title: str) ->
     axes.xaxis.set_minor_locator(ticker.NullLocator())
     axes.set_title(title, loc="left", fontsize=10)
     axes.set_xlabel("N (batch size)", loc="right")
-    axes.grid(visible=True, color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)
 
 
 def _size_text(size: float) -> str:
