@@ -280,6 +280,18 @@ def test_plot_curves_of_a_run_of_any_length_is_written(tmp_path: Path, steps: in
     assert png_size(tmp_path / "c.png")[1] == 660
 
 
+@pytest.mark.parametrize("steps", [[3], [2, 3], [1, 2, 3, 4], [50, 100, 600]])
+def test_plot_curves_marks_whole_steps_alone(steps: list[int]) -> None:
+    from dmlfast.plots.curves import _draw_loss
+
+    axes = matplotlib_figure.Figure().add_subplot()
+    _draw_loss(axes, ([float(step) for step in steps], [1.0] * len(steps)))
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+    assert ticks
+    assert all(tick == round(tick) for tick in ticks)
+
+
 def test_plot_curves_ignores_the_order_of_rows(tmp_path: Path) -> None:
     plot_curves(run(), tmp_path / "a.png")
     plot_curves(run()[::-1], tmp_path / "b.png")
@@ -342,6 +354,7 @@ def test_plot_intensity_draws_means_and_the_middle_half() -> None:
     (band,) = axes.collections
     corners = band.get_paths()[0].vertices
     assert corners[:, 1].min() == 0
+    assert "band: middle half of the samples" in axes.get_legend().get_title().get_text()
     assert {1.0, 3.0, 0.0, 4.0} <= set(corners[:, 1].tolist())
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from dmlfast._optional import require
 from dmlfast.plots._figure import check_png_path, legend_below, new_figure, plain, save_png
 
 if TYPE_CHECKING:
@@ -145,6 +146,10 @@ def _draw_metric(axes: Axes, title: str, lines: Mapping[tuple[str, str], Series]
 def _finish(axes: Axes, title: str, *, legend: bool) -> None:
     axes.set_title(title)
     axes.set_xlabel("step")
+    # Steps are whole, however few there are.
+    axes.xaxis.set_major_locator(
+        require("matplotlib.ticker", "train").MaxNLocator("auto", integer=True, min_n_ticks=1)
+    )
     plain(axes)
     if legend:
         legend_below(axes)

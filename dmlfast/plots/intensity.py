@@ -42,8 +42,8 @@ def plot_intensity(
     """Write how the similarity to a sample falls with the intensity of its variants, as a PNG.
 
     One panel for each group, 720 x 660 pixels. A line is the mean over the samples of a split, the
-    band around it holds the middle half of them. The file is replaced whole: a reader sees the
-    former picture or the new one.
+    band around it holds the middle half of them, which the legend says. The file is replaced
+    whole: a reader sees the former picture or the new one.
 
     Args:
         similarities: by group ("views", "synthetic" or another name), then by split ("train",
@@ -98,4 +98,4 @@ def _draw(axes: Axes, group: str, splits: Mapping[str, Tensor]) -> None:
     axes.set_xlabel(_AXES.get(group, "intensity"))
     axes.set_ylabel("similarity")
     plain(axes)
-    legend_below(axes)
+    legend_below(axes, "line: mean; band: middle half of the samples")
