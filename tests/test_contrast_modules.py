@@ -11,6 +11,7 @@ import pytest
 import torch
 from oracle import make
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 import dmlfast.functional as F
 from dmlfast import losses
@@ -325,6 +326,55 @@ def test_an_index_out_of_range_is_refused(name, place, index):
     indices[place][2] = index
     with pytest.raises(IndexError, match=r"out of (range|bounds)"):
         getattr(losses, name)()(x, labels, tuple(indices))
+
+
+WITH_CLASSES = {
+    **{name: getattr(losses, name)(5, 6) for name in PROXY_LOSSES},
+    "MarginLoss": losses.MarginLoss(num_classes=5),
+    "SyntheticRankingLoss": losses.SyntheticRankingLoss(5, 6),
+}
+each_loss_with_classes = pytest.mark.parametrize("name", WITH_CLASSES)
+
+
+@each_loss_with_classes
+@pytest.mark.parametrize("label", [-1, 5])
+def test_a_label_that_is_no_class_is_refused(name, label):
+    x, labels = batch()
+    labels[7] = label
+    with pytest.raises(ValueError, match=rf"labels: expected classes in \[0, 5\), got {label}$"):
+        WITH_CLASSES[name](x, labels)
+
+
+def test_a_label_that_is_no_class_is_refused_with_an_index_tuple():
+    x, labels = batch()
+    with pytest.raises(ValueError, match=r"labels: expected classes in \[0, 5\), got 6"):
+        WITH_CLASSES["MarginLoss"](x, labels + 2, TRIPLETS)
+
+
+@each_loss_with_classes
+def test_the_classes_of_an_empty_batch_are_not_looked_for(name):
+    assert WITH_CLASSES[name](torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64)) == 0
+
+
+@each_loss_with_classes
+def test_labels_are_not_looked_at_where_there_is_no_data(name):
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        x, labels = (mode.from_tensor(tensor.detach()) for tensor in batch())
+        assert WITH_CLASSES[name](x, labels).shape == ()
+
+
+@pytest.mark.parametrize("name", ["ProxyNCALoss", "ProxyAnchorLoss", "SyntheticRankingLoss"])
+def test_a_compiled_loss_is_whole_and_does_not_look_at_labels(name):
+    x, labels = batch()
+    loss = WITH_CLASSES[name]
+    torch.compiler.reset()
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    assert compiled(x, labels + 1).isfinite()
+    torch.manual_seed(0)
+    expected = loss(x, labels)
+    torch.manual_seed(0)
+    torch.testing.assert_close(compiled(x, labels), expected)
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("name", [*PAIR_LOSSES, "NPairsLoss", *PROXY_LOSSES])

@@ -88,6 +88,29 @@ def test_an_embedding_of_nan_reaches_every_loss_with_proxies(loss, backend):
         assert loss(x, labels, torch.randn(5, 4), **options).isnan()
 
 
+def test_a_label_without_a_proxy_has_no_loss_of_proxy_nca():
+    x, labels = make("random", 20, 4, 5)
+    others = labels != 4
+    proxies = make("random", 4, 4, 2, seed=1)[0]
+    loss = F.proxy_nca_loss(x, labels, proxies, reduction="sum")
+    assert loss.isclose(F.proxy_nca_loss(x[others], labels[others], proxies, reduction="sum"))
+
+
+def test_a_label_without_a_proxy_is_a_negative_of_all_in_proxy_anchor():
+    x, labels = make("random", 20, 4, 5)
+    proxies = make("random", 4, 4, 2, seed=1)[0]
+    sums = F.proxy_anchor_loss(x, labels, proxies, reduction="none")
+    count = (labels == torch.arange(4)[:, None]).sum(1)
+    assert torch.equal(sums.positive_count, count)
+    assert torch.equal(sums.negative_count, 20 - count)
+
+
+def test_soft_triple_refuses_a_label_without_centres():
+    x, labels = make("random", 20, 4, 5)
+    with pytest.raises(ValueError, match=r"labels: expected classes in \[0, 3\), got 4"):
+        F.soft_triple_loss(x, labels, torch.ones(6, 4), centers_per_class=2)
+
+
 def test_soft_triple_in_blocks_is_that_of_all_rows(monkeypatch):
     x, labels = make("random", 20, 4, 5, dtype=torch.float64)
     centers = make("random", 15, 4, 2, seed=1, dtype=torch.float64)[0]

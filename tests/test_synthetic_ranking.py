@@ -438,9 +438,21 @@ def test_one_intensity_has_nothing_to_rank():
     assert terms.metric > 0
 
 
+class AnyLabel(nn.Module):
+    """A base loss with proxies that refuses no label."""
+
+    def __init__(self, proxies):
+        super().__init__()
+        self.proxies = proxies
+
+    def forward(self, embeddings, labels, indices_tuple=None):
+        return embeddings.sum()
+
+
 def test_labels_without_a_proxy_do_not_qualify():
     x, labels = batch()
     loss = module("all qualify")
+    loss.base = AnyLabel(loss.base.proxies)
     assert loss.terms(x, labels).qualifying == 1
     assert loss.terms(x, labels + CLASSES).qualifying == 0
     assert loss.terms(x, labels - CLASSES).qualifying == 0

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dmlfast.ops._arguments import INTEGER_DTYPES, describe
+from dmlfast.ops._arguments import INTEGER_DTYPES, can_read, describe
 
 
 class Triplets(NamedTuple):
@@ -46,13 +46,10 @@ def index_lists(indices_tuple: object, device: torch.device) -> list[Tensor]:
                 f"{describe(index)}"
             )
     lists = [index.to(torch.int64) for index in indices_tuple]
-    if device.type == "cpu" and not torch.compiler.is_compiling():
-        # Torch would count these from the end. On CUDA the host would have to wait.
-        for place, index in enumerate(lists):
-            if (index < 0).any():
-                raise IndexError(
-                    f"indices_tuple[{place}]: index {int(index.min())} is out of range"
-                )
+    for place, index in enumerate(lists):
+        # Torch would count these from the end.
+        if can_read(index) and (index < 0).any():
+            raise IndexError(f"indices_tuple[{place}]: index {int(index.min())} is out of range")
     if len(lists) == 3:
         _check_lengths(lists, (0, 1, 2))
     else:

@@ -11,6 +11,7 @@ from dmlfast.losses._base import Given, PairLoss
 from dmlfast.losses._pair_lists import segment_sum, triplet_distances, triplets_of
 from dmlfast.ops._arguments import (
     Pairs,
+    check_classes,
     check_count,
     check_flag,
     check_generator,
@@ -35,7 +36,8 @@ class MarginLoss(PairLoss):
         beta: the boundary at the start, 1.2 by default.
         learn_beta: make the boundary a parameter, else it is a buffer (default).
         num_classes: None (default) for one boundary; a number for one for each label in
-            [0, num_classes).
+            [0, num_classes). Another label raises ValueError; on CUDA and in a compiled call it is
+            torch's own failed assertion.
         positives: "all" (default), "nearest" (EPS) or "farthest".
         negatives: "all" (default), "hardest", or with one positive "semihard" or
             "distance_weighted"; see `dmlfast.functional.margin_loss`.
@@ -135,6 +137,7 @@ class MarginLoss(PairLoss):
         """The boundary of all anchors, (), or that of each, (N,)."""
         if self.num_classes is None:
             return self.beta[0]
+        check_classes("labels", labels, self.num_classes)
         # Not beta[labels], which counts negative labels from the end.
         return torch.nn.functional.embedding(labels, self.beta[:, None])[:, 0]
 

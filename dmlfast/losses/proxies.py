@@ -15,6 +15,7 @@ from dmlfast.losses._pair_lists import anchors_of, index_lists, row_weights
 from dmlfast.ops._arguments import (
     METRICS,
     MODULE_NAMES,
+    check_classes,
     check_count,
     check_dimensions,
     check_number,
@@ -66,7 +67,8 @@ class _ProxyLoss(EmbeddingLoss, ABC):
 
         Args:
             embeddings: (N, embedding_size) floating.
-            labels: (N,) integers in [0, num_classes).
+            labels: (N,) integers in [0, num_classes). Looked at on the CPU alone, and not where
+                the call is compiled: elsewhere the class says what others do.
             indices_tuple: (anchor, positive, negative) or (anchor, positive, anchor, negative)
                 index tensors. They weight the embeddings by how often each occurs, over the most;
                 the class says how.
@@ -79,11 +81,12 @@ class _ProxyLoss(EmbeddingLoss, ABC):
 
         Raises:
             TypeError: something is not a tensor or has a wrong dtype.
-            ValueError: a wrong shape or device, or references.
+            ValueError: a wrong shape or device, references, or a label that is no class.
         """
         no_references(type(self).__name__, ref_emb, ref_labels)
         pairs = check_pairs(embeddings, labels, names=MODULE_NAMES)
         check_dimensions("embeddings", pairs.x, self.embedding_size)
+        check_classes("labels", pairs.labels, self.num_classes)
         weights = None
         if indices_tuple is not None:
             indices = index_lists(indices_tuple, pairs.x.device)
@@ -101,7 +104,8 @@ class ProxyNCALoss(_ProxyLoss):
     """Proxy-NCA with one learnt proxy a class, with pytorch-metric-learning's call and defaults.
 
     An `indices_tuple` multiplies the embeddings' losses with weights: how often each occurs as an
-    anchor, over the most. The state dict holds `proxies` (num_classes, embedding_size), normally
+    anchor, over the most. Where labels are not looked at, an embedding whose label is no class
+    has no loss. The state dict holds `proxies` (num_classes, embedding_size), normally
     distributed at the start.
 
     Args:
@@ -155,8 +159,9 @@ class ProxyAnchorLoss(_ProxyLoss):
     """Proxy-anchor loss, with pytorch-metric-learning's call and defaults.
 
     An `indices_tuple` adds to both exponents of each embedding how often it occurs, over the
-    most, less 1. The state dict holds `proxies` (num_classes, embedding_size), by Kaiming's normal
-    initialisation at the start.
+    most, less 1. Where labels are not looked at, an embedding whose label is no class is a
+    negative of all proxies. The state dict holds `proxies` (num_classes, embedding_size), by
+    Kaiming's normal initialisation at the start.
 
     Args:
         num_classes: labels are in [0, num_classes).
@@ -222,7 +227,8 @@ class SoftTripleLoss(_ProxyLoss):
     """SoftTriple loss, with pytorch-metric-learning's call and defaults.
 
     An `indices_tuple` multiplies the embeddings' losses with weights: how often each occurs, over
-    the most. The state dict holds `fc` (embedding_size, num_classes * centers_per_class), the
+    the most. Where labels are not looked at, one that is no class is torch's own failed
+    assertion. The state dict holds `fc` (embedding_size, num_classes * centers_per_class), the
     centres as columns, class after class, by Kaiming's uniform initialisation at the start.
 
     Args:

@@ -259,7 +259,8 @@ class SyntheticRankingLoss(SynthesisHead):
 
         Args:
             embeddings: (N, embedding_size) floating.
-            labels: (N,) integers; the base loss may ask for more.
+            labels: (N,) integers; the base loss may ask for more, as the default one does. Nothing
+                is synthesised from a sample whose class has no proxy.
             indices_tuple: for the base loss.
             ref_emb: (M, embedding_size) for the base loss, projected where it is of projections.
             ref_labels: (M,) for the base loss.
@@ -273,7 +274,8 @@ class SyntheticRankingLoss(SynthesisHead):
 
         Raises:
             TypeError: something is not a tensor or has a wrong dtype.
-            ValueError: a wrong shape or device, or a base loss that is not a scalar.
+            ValueError: a wrong shape or device, a label that the base loss refuses, or a base loss
+                that is not a scalar.
         """
         return self.terms(embeddings, labels, indices_tuple, ref_emb, ref_labels).total
 

@@ -1,4 +1,4 @@
-"""Checks of arguments that several families share: shapes and dtypes, never data."""
+"""Checks of arguments that several families share: shapes, dtypes, and data that can be read."""
 
 from __future__ import annotations
 
@@ -114,6 +114,22 @@ def check_integers(name: str, value: object, rows: int, device: torch.device) ->
             f"{name}: expected the device of the embeddings, {device}, got {describe(integers)}"
         )
     return integers.to(torch.int64).contiguous()
+
+
+def can_read(x: Tensor) -> bool:
+    """Whether data can be looked at: on CUDA the host would wait, a traced call has none."""
+    return not torch.compiler.is_compiling() and type(x) is Tensor and x.device.type == "cpu"
+
+
+def check_classes(name: str, labels: Tensor, count: int) -> None:
+    """Raises ValueError unless all labels that can be read are in [0, count)."""
+    if not can_read(labels) or labels.numel() == 0:
+        return
+    least, greatest = (int(value) for value in labels.aminmax())
+    if least < 0 or greatest >= count:
+        raise ValueError(
+            f"{name}: expected classes in [0, {count}), got {least if least < 0 else greatest}"
+        )
 
 
 def check_number(name: str, value: object) -> float:

@@ -10,6 +10,7 @@ from dmlfast._normalize import unit_rows
 from dmlfast.ops._arguments import (
     METRICS,
     Pairs,
+    check_classes,
     check_count,
     check_embeddings,
     check_integers,
@@ -61,7 +62,7 @@ def proxy_nca_loss(
 
     Args:
         x: (N, d) embeddings; float16, bfloat16, float32 or float64. Not normalised here.
-        labels: (N,) classes, any integer dtype.
+        labels: (N,) classes, any integer dtype; one outside [0, C) has no proxy.
         proxies: (C, d) of the dtype and device of `x`, the proxy of class c in row c.
         softmax_scale: greater than 0.
         metric: "sqeuclidean" (default), "euclidean", "cosine" or "dot".
@@ -104,7 +105,8 @@ def proxy_anchor_loss(
 
     Args:
         x: (N, d) embeddings; float16, bfloat16, float32 or float64. Not normalised here.
-        labels: (N,) classes, any integer dtype.
+        labels: (N,) classes, any integer dtype; of one outside [0, C) an embedding is a negative
+            of all proxies.
         proxies: (C, d) of the dtype and device of `x`, the proxy of class c in row c.
         margin: a similarity.
         alpha: greater than 0.
@@ -234,12 +236,12 @@ def soft_triple_loss(
         Differentiable in `x` and `centers`.
 
     Memory: plain torch over blocks of rows, which the backward pass computes again: several
-    temporaries of 2^22 elements, and in training some kB a row. A label outside [0, C) is torch's
-    own RuntimeError.
+    temporaries of 2^22 elements, and in training some kB a row.
 
     Raises:
         TypeError: something is not a tensor or number, or has a wrong dtype.
-        ValueError: a wrong shape, device or option.
+        ValueError: a wrong shape, device or option, or a label outside [0, C); on CUDA and in a
+            compiled call that is torch's own failed assertion.
 
     Source: Qian et al., "SoftTriple loss: deep metric learning without triplet sampling", ICCV
     2019, without its regulariser.
@@ -255,6 +257,7 @@ def soft_triple_loss(
         raise ValueError(
             f"centers: expected a multiple of {centers_per_class} rows, got {describe(others)}"
         )
+    check_classes("labels", classes, others.shape[0] // centers_per_class)
     dtype = distance_dtype(embeddings)
     rows, columns = embeddings.to(dtype), others.to(dtype)
     if metric == "cosine":
