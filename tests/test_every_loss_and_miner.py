@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 import random
 from collections.abc import Callable
 from functools import partial
@@ -60,6 +62,37 @@ def mine(miner: nn.Module, *given: Tensor) -> list[list[int]]:
     if isinstance(miner, DistanceWeightedMiner):
         seed = {"generator": torch.Generator().manual_seed(0)}
     return [index.tolist() for index in miner(*given, **seed)]
+
+
+# --- options --------------------------------------------------------------------------------------
+
+MADE = {
+    **{
+        name: getattr(losses, name)
+        for name in losses.__all__
+        if not issubclass(getattr(losses, name), tuple)
+    },
+    "MultiClusterLoss": partial(losses.MultiClusterLoss, nn.Identity()),
+    "CrossBatchMemory": partial(losses.CrossBatchMemory, losses.NCALoss(), D),
+    "SyntheticRankingLoss": partial(losses.SyntheticRankingLoss, CLASSES, D),
+    "SelfSupervisedSynthesisRankingLoss": partial(losses.SelfSupervisedSynthesisRankingLoss, D),
+    **PROXY_LOSSES,
+}
+# What no option of a kind may be.
+REFUSED: dict[type, tuple[tuple[object, type[Exception]], ...]] = {
+    float: ((math.nan, ValueError), ("1", TypeError), (True, TypeError)),
+    int: ((0, ValueError), (1.5, TypeError), ("1", TypeError)),
+    bool: ((1, TypeError), (None, TypeError)),
+    str: (("none such", ValueError), (None, ValueError)),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_an_option_of_a_wrong_value_or_type_is_refused(name):
+    for option, parameter in inspect.signature(MADE[name]).parameters.items():
+        for value, error in REFUSED.get(type(parameter.default), ()):
+            with pytest.raises(error, match=rf"^{option}: expected "):
+                MADE[name](**{option: value})
 
 
 # --- labels ---------------------------------------------------------------------------------------

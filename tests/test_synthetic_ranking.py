@@ -551,7 +551,8 @@ def test_no_tensor_holds_the_synthesised_samples(shuffle, base):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"num_classes": None}, TypeError, "num_classes: expected an integer, got None"),
+        ({"num_classes": None}, ValueError, "num_classes: expected a number of classes without"),
+        ({"num_classes": 4.0}, TypeError, "num_classes: expected an integer, got 4.0"),
         ({"base": nn.Identity()}, ValueError, "num_classes: expected None with base, got 4"),
         ({"base": "triplet"}, TypeError, "base: expected a loss module or None, got str"),
         ({"synthesis": 5}, TypeError, "synthesis: expected Synthesis or None, got int"),
@@ -595,6 +596,7 @@ def test_options_that_do_not_fit_are_refused(options, error, message):
         (Synthesis, {"shuffle": "row"}, "shuffle: expected one of"),
         (Synthesis, {"threshold": math.nan}, "threshold: expected a number, got nan"),
         (RankingTerm, {"scale": 0.0}, "scale: expected a finite number greater than 0"),
+        (RankingTerm, {"margin": math.inf}, "margin: expected a finite number, got inf"),
         (RankingTerm, {"pairs": "some"}, "pairs: expected one of"),
         (MetricTerm, {"scale": -1.0}, "scale: expected a finite number greater than 0"),
         (SyntheticWeights, {"total": -0.1}, "total: expected a finite number of at least 0"),

@@ -132,6 +132,8 @@ class PairLoss(EmbeddingLoss):
             TypeError: something is not a tensor or has a wrong dtype.
             ValueError: a wrong shape or device; without `indices_tuple` also `ref_emb` without
                 `ref_labels`, or `self_index` without `ref_emb`.
+            IndexError: an index of `indices_tuple` that is no row; on CUDA torch's own failed
+                assertion.
         """
         if indices_tuple is not None:
             x, references = self._rows(embeddings, ref_emb)

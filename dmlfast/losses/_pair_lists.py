@@ -25,7 +25,8 @@ def index_lists(indices_tuple: object, device: torch.device) -> list[Tensor]:
     Raises:
         TypeError: not a tuple of 3 or 4 integer tensors.
         ValueError: tensors that are not 1-D, not on the device of the embeddings, or whose
-            lengths do not match. An index out of range is torch's own IndexError.
+            lengths do not match.
+        IndexError: a negative index. One too large is torch's own IndexError where it is used.
     """
     if not isinstance(indices_tuple, (tuple, list)) or len(indices_tuple) not in (3, 4):
         raise TypeError(

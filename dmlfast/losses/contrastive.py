@@ -32,7 +32,7 @@ class ContrastiveLoss(PairLoss):
 
     Raises:
         TypeError: a keyword that this loss does not take, or a wrong type.
-        ValueError: an unknown option.
+        ValueError: an unknown option, or NaN.
     """
 
     shown = ("pos_margin", "neg_margin", "positives", "metric", "normalize", "reduction")

@@ -127,6 +127,8 @@ class CrossBatchMemory(ShownModule):
             TypeError: something is not a tensor or has a wrong dtype.
             ValueError: a wrong shape or device, more rows than the queue has, or arguments that
                 exclude each other. A refused argument leaves the queue as it was.
+            IndexError: an index of `indices_tuple` that is no row; found after the queue moved on,
+                unless it is negative.
         """
         x = self._check_embeddings(embeddings)
         classes = check_integers("labels", labels, x.shape[0], x.device)

@@ -53,8 +53,8 @@ class MarginLoss(PairLoss):
 
     Raises:
         TypeError: a keyword that this loss does not take, or a wrong type.
-        ValueError: an unknown option, or "semihard" or "distance_weighted" negatives of all
-            positives.
+        ValueError: an unknown option, NaN, a number of classes below 1, or "semihard" or
+            "distance_weighted" negatives of all positives.
     """
 
     shown = (

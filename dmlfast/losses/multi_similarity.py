@@ -35,7 +35,7 @@ class MultiSimilarityLoss(PairLoss):
 
     Raises:
         TypeError: a keyword that this loss does not take, or a wrong type.
-        ValueError: an unknown option, or `alpha` or `beta` not above 0.
+        ValueError: an unknown option, NaN, or `alpha` or `beta` not above 0.
     """
 
     shown = (

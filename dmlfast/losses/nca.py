@@ -95,6 +95,7 @@ class NCALoss(PairLoss):
             TypeError: something is not a tensor or has a wrong dtype.
             ValueError: a wrong shape or device, `ref_emb` without `ref_labels`, or `self_index`
                 without `ref_emb`.
+            IndexError: an index of `indices_tuple` that is no row.
         """
         pairs = self._pairs(embeddings, labels, ref_emb, ref_labels, self_index)
         if indices_tuple is None:

@@ -82,6 +82,7 @@ class _ProxyLoss(EmbeddingLoss, ABC):
         Raises:
             TypeError: something is not a tensor or has a wrong dtype.
             ValueError: a wrong shape or device, references, or a label that is no class.
+            IndexError: an index of `indices_tuple` that is no row.
         """
         no_references(type(self).__name__, ref_emb, ref_labels)
         pairs = check_pairs(embeddings, labels, names=MODULE_NAMES)
@@ -175,7 +176,7 @@ class ProxyAnchorLoss(_ProxyLoss):
 
     Raises:
         TypeError: a keyword that this loss does not take, or a wrong type.
-        ValueError: an unknown option, a size below 1, or `alpha` not above 0.
+        ValueError: an unknown option, NaN, a size below 1, or `alpha` not above 0.
     """
 
     shown = (
@@ -245,7 +246,7 @@ class SoftTripleLoss(_ProxyLoss):
 
     Raises:
         TypeError: a keyword that this loss does not take, or a wrong type.
-        ValueError: an unknown option, a size below 1, or `gamma` not above 0.
+        ValueError: an unknown option, NaN, a size below 1, or `gamma` not above 0.
     """
 
     shown = (

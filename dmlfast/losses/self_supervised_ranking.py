@@ -13,6 +13,7 @@ from dmlfast.ops._arguments import (
     FLOAT_DTYPES,
     check_dimensions,
     check_embeddings,
+    check_finite,
     check_number,
     check_option,
     check_positive,
@@ -36,7 +37,7 @@ class _ViewRanking(ShownModule):
         reduction: str,
     ) -> None:
         super().__init__()
-        self.margin = check_number("margin", margin)
+        self.margin = check_finite("margin", margin)
         self.bound = check_number("bound", bound)
         self.scale = check_positive("scale", scale)
         self.positive_weight = check_number("positive_weight", positive_weight)
@@ -72,7 +73,7 @@ class SelfSupervisedRankingLoss(nn.Module):
 
     Raises:
         TypeError: a wrong type.
-        ValueError: an unknown option, or `scale` not above 0.
+        ValueError: an unknown option, NaN, a margin that is not finite, or `scale` not above 0.
 
     Source: Fu et al., "Deep metric learning with self-supervised ranking", AAAI 2021.
     """
@@ -137,7 +138,8 @@ class SelfSupervisedSynthesisRankingLoss(SynthesisHead):
 
     Raises:
         TypeError: a wrong type.
-        ValueError: an unknown option, a size below 1, or `radius` or `scale` not above 0.
+        ValueError: an unknown option, NaN, a margin that is not finite, a size below 1, or `radius`
+            or `scale` not above 0.
 
     Source: after the abstract of "Deep metric learning with self-supervised synthesis ranking",
     IEEE TCSVT; the formula is a reading of it, with the constants of the above.

@@ -216,6 +216,7 @@ class NPairsLoss(EmbeddingLoss):
         Raises:
             TypeError: something is not a tensor or has a wrong dtype.
             ValueError: a wrong shape or device, or references.
+            IndexError: an index of `indices_tuple` that is no row.
         """
         no_references("NPairsLoss", ref_emb, ref_labels)
         pairs = check_pairs(embeddings, labels, names=MODULE_NAMES)

@@ -19,6 +19,7 @@ from dmlfast.ops._arguments import (
     Pairs,
     check_count,
     check_dimensions,
+    check_finite,
     check_flag,
     check_not_negative,
     check_number,
@@ -51,6 +52,10 @@ class Synthesis:
         shuffle: "batch" draws anew at every call which direction is at which intensity, "class"
             draws it for each class, "none" keeps the order of the bank.
         detach: no gradient flows from the synthesised samples to the embeddings.
+
+    Raises:
+        TypeError: a wrong type.
+        ValueError: an unknown option, NaN, a size below 1, or `radius` not above 0.
     """
 
     count: int = 5
@@ -80,6 +85,10 @@ class RankingTerm:
         margin: by how much it shall fall.
         scale: greater than 0.
         pairs: of intensities, "all", "adjacent" or "band".
+
+    Raises:
+        TypeError: a wrong type.
+        ValueError: an unknown option, `scale` not above 0, or a margin that is not finite.
     """
 
     margin: float = 0.11
@@ -87,7 +96,7 @@ class RankingTerm:
     pairs: str = "all"
 
     def __post_init__(self) -> None:
-        check_number("margin", self.margin)
+        check_finite("margin", self.margin)
         check_positive("scale", self.scale)
         check_option("pairs", self.pairs, PAIRS)
 
@@ -99,6 +108,10 @@ class MetricTerm:
     Attributes:
         margin: how similar.
         scale: greater than 0.
+
+    Raises:
+        TypeError: a wrong type.
+        ValueError: NaN, or `scale` not above 0.
     """
 
     margin: float = 0.1
@@ -118,6 +131,10 @@ class SyntheticWeights:
         ranking: of the ranking term; with 0 it is not computed.
         metric: of the metric term; with 0 it is not computed.
         classes: "sum" or "mean" over the classes with a sample that qualifies.
+
+    Raises:
+        TypeError: a wrong type.
+        ValueError: an unknown option, or a weight that is below 0 or not finite.
     """
 
     total: float = 0.23
@@ -203,8 +220,8 @@ class SyntheticRankingLoss(SynthesisHead):
 
     Raises:
         TypeError: a wrong type.
-        ValueError: a size below 1, neither or both of `num_classes` and `base`, or options that
-            exclude each other.
+        ValueError: an unknown option, a size below 1, neither or both of `num_classes` and
+            `base`, or options that exclude each other.
 
     Source: GAR (intra-variance ranking with synthesised samples), Engineering Applications of
     Artificial Intelligence 2024, and the authors' code.
@@ -416,6 +433,8 @@ def _proxies(base: nn.Module) -> Tensor | None:
 
 def _base_of(base: object, num_classes: int | None, embedding_size: int) -> nn.Module:
     if base is None:
+        if num_classes is None:
+            raise ValueError("num_classes: expected a number of classes without base, got None")
         return ProxyAnchorLoss(check_count("num_classes", num_classes), embedding_size)
     if not isinstance(base, nn.Module):
         raise TypeError(f"base: expected a loss module or None, got {describe(base)}")

@@ -38,7 +38,7 @@ class TripletMarginLoss(PairLoss):
 
     Raises:
         TypeError: a keyword that this loss does not take, or a wrong type.
-        ValueError: an unknown option, or "distance_weighted" negatives of all positives.
+        ValueError: an unknown option, NaN, or "distance_weighted" negatives of all positives.
     """
 
     shown = ("margin", "positives", "negatives", "metric", "normalize", "reduction")
