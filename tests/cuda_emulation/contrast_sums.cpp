@@ -1,11 +1,9 @@
 // Runs the CUDA kernels of the sums of the family `contrast` and of their gradients on the CPU.
 // Reads a case from the file that the first argument names and writes the results to the second;
 // contrast_sums_emulation.py has the format.
-#include <cstdint>
-#include <cstdio>
-#include <fstream>
 #include <vector>
 
+#include "case.h"
 #include "contrast_sums_forward.cuh"
 #include "contrast_sums_gradient.cuh"
 #include "engine/class_ranges.cu"
@@ -24,44 +22,9 @@ struct Header {
   double scale[2];
 };
 
-template <class T>
-std::vector<T> read(std::ifstream& file, int64_t count) {
-  // Exactly as long as needed, so that the address sanitizer sees the first element too many.
-  std::vector<T> data(count);
-  file.read(reinterpret_cast<char*>(data.data()), count * sizeof(T));
-  if (!file) {
-    std::fprintf(stderr, "the case file is too short\n");
-    std::exit(1);
-  }
-  return data;
-}
-
-template <class T>
-void write(std::ofstream& file, const std::vector<T>& data) {
-  file.write(reinterpret_cast<const char*>(data.data()), data.size() * sizeof(T));
-}
-
-AnyRows rows_of(const std::vector<float>& data, int64_t rows, int64_t columns) {
-  return {data.data(), ElementType::float32, rows, columns, columns, 1};
-}
-
-// Aligned, and not a number wherever nothing was written.
-std::vector<double> memory_of(int64_t bytes) {
-  return std::vector<double>((bytes + 15) / 16 * 2, NAN);
-}
-
 constexpr int kSharedBytes = 99 * 1024;
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  if (argc != 3) {
-    std::fprintf(stderr, "usage: %s CASE RESULT\n", argv[0]);
-    return 1;
-  }
-  std::ifstream in(argv[1], std::ios::binary);
-  std::ofstream out(argv[2], std::ios::binary);
-  const Header h = read<Header>(in, 1)[0];
+void run(const Header& h, std::ifstream& in, std::ofstream& out) {
   const auto x = read<float>(in, h.anchors * h.dimensions);
   const auto labels = read<int64_t>(in, h.anchors);
   const auto order = read<int64_t>(in, h.anchors);
@@ -76,11 +39,11 @@ int main(int argc, char** argv) {
                                       read<float>(in, h.anchors * h.grad_stride)};
 
   SumArguments a{};
-  a.x = rows_of(x, h.anchors, h.dimensions);
+  a.x = any_rows_of(x, h.anchors, h.dimensions);
   a.labels = labels.data();
   a.order = order.data();
   a.within_batch = h.within_batch != 0;
-  a.references = a.within_batch ? a.x : rows_of(y, h.references, h.dimensions);
+  a.references = a.within_batch ? a.x : any_rows_of(y, h.references, h.dimensions);
   a.reference_labels = a.within_batch ? a.labels : y_labels.data();
   a.reference_order = a.within_batch ? a.order : y_order.data();
   a.self_index = h.has_self ? self_index.data() : nullptr;
@@ -101,11 +64,11 @@ int main(int argc, char** argv) {
               workspace.data(), kSharedBytes, nullptr);
   SumGradientArguments g{};
   g.pairs = a;
-  std::vector<float> grad_x(h.anchors * h.dimensions, -1.0f);
-  std::vector<float> grad_y(others * h.dimensions, -1.0f);
+  std::vector<float> grad_x(h.anchors * h.dimensions, kUntouched);
+  std::vector<float> grad_y(others * h.dimensions, kUntouched);
   std::vector<float> grad_bound[2] = {std::vector<float>(h.anchors), std::vector<float>(h.anchors)};
-  g.grad_x = {grad_x.data(), ElementType::float32, h.dimensions};
-  g.grad_references = {grad_y.data(), ElementType::float32, h.dimensions};
+  g.grad_x = any_result_of(grad_x, h.dimensions);
+  g.grad_references = any_result_of(grad_y, h.dimensions);
   for (int side = 0; side < 2; ++side) {
     g.grad[side] = {grad[side].data(), h.grad_stride};
     g.result[side] = sum[side].data();
@@ -121,5 +84,8 @@ int main(int argc, char** argv) {
   }
   write(out, grad_x);
   write(out, grad_y);
-  return 0;
 }
+
+}  // namespace
+
+int main(int argc, char** argv) { return run_case<Header>(argc, argv, run); }

@@ -3,11 +3,9 @@
 // format.
 #include "contrast_triplet.cu"
 
-#include <cstdint>
-#include <cstdio>
-#include <fstream>
 #include <vector>
 
+#include "case.h"
 #include "contrast_triplet_bounds.cu"
 #include "contrast_triplet_gradient.cu"
 #include "engine/class_ranges.cu"
@@ -29,30 +27,6 @@ struct Header {
   int64_t shared_bytes;
 };
 
-template <class T>
-std::vector<T> read(std::ifstream& file, int64_t count) {
-  // Exactly as long as needed, so that the address sanitizer sees the first element too many.
-  std::vector<T> data(count);
-  file.read(reinterpret_cast<char*>(data.data()), count * sizeof(T));
-  if (!file) {
-    std::fprintf(stderr, "the case file is too short\n");
-    std::exit(1);
-  }
-  return data;
-}
-
-template <class T>
-void write(std::ofstream& file, const std::vector<T>& data) {
-  file.write(reinterpret_cast<const char*>(data.data()), data.size() * sizeof(T));
-}
-
-AnyRows rows_of(const std::vector<float>& data, int64_t rows, int64_t columns) {
-  return {data.data(), ElementType::float32, rows, columns, columns, 1};
-}
-
-// Exactly as long as needed, again. Doubles, to be aligned; not a number wherever not written.
-std::vector<double> memory_of(int64_t bytes) { return std::vector<double>((bytes + 7) / 8, NAN); }
-
 void run(const Header& h, std::ifstream& in, std::ofstream& out) {
   const auto margin = read<double>(in, 1);
   const auto x = read<float>(in, h.anchors * h.dimensions);
@@ -65,10 +39,10 @@ void run(const Header& h, std::ifstream& in, std::ofstream& out) {
   const auto upstream = read<float>(in, h.has_grad ? 2 * h.anchors : 0);
 
   TripletArguments a{};
-  a.x = rows_of(x, h.anchors, h.dimensions);
+  a.x = any_rows_of(x, h.anchors, h.dimensions);
   a.labels = labels.data();
   a.order = order.data();
-  a.references = rows_of(references, h.references, h.dimensions);
+  a.references = any_rows_of(references, h.references, h.dimensions);
   a.reference_labels = reference_labels.data();
   a.reference_order = reference_order.data();
   a.self_index = h.has_self ? self_index.data() : nullptr;
@@ -84,21 +58,19 @@ void run(const Header& h, std::ifstream& in, std::ofstream& out) {
     a.reference_order = a.order;
   }
   const int shared_bytes = static_cast<int>(h.shared_bytes);
-  std::vector<float> loss(h.anchors, -7.0f);
-  std::vector<int64_t> active(h.anchors, -7);
+  std::vector<float> loss(h.anchors, kUntouched);
+  std::vector<int64_t> active(h.anchors, kUntouched);
   auto memory = memory_of(triplet_workspace_bytes(a));
   launch_triplet(a, {loss.data(), active.data()}, memory.data(), shared_bytes, nullptr);
   write(out, loss);
   write(out, active);
   if (h.has_grad) {
-    std::vector<float> grad_x(h.anchors * h.dimensions, -7.0f);
-    std::vector<float> grad_references(h.references * h.dimensions, -7.0f);
+    std::vector<float> grad_x(h.anchors * h.dimensions, kUntouched);
+    std::vector<float> grad_references(h.references * h.dimensions, kUntouched);
     memory = memory_of(triplet_gradient_workspace_bytes(a));
     launch_triplet_gradient(a,
-                            {upstream.data(),
-                             2,
-                             {grad_x.data(), ElementType::float32, h.dimensions},
-                             {grad_references.data(), ElementType::float32, h.dimensions}},
+                            {upstream.data(), 2, any_result_of(grad_x, h.dimensions),
+                             any_result_of(grad_references, h.dimensions)},
                             memory.data(), shared_bytes, nullptr);
     write(out, grad_x);
     write(out, grad_references);
@@ -107,14 +79,4 @@ void run(const Header& h, std::ifstream& in, std::ofstream& out) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  if (argc != 3) {
-    std::fprintf(stderr, "usage: %s CASE RESULT\n", argv[0]);
-    return 1;
-  }
-  std::ifstream in(argv[1], std::ios::binary);
-  std::ofstream out(argv[2], std::ios::binary);
-  const Header header = read<Header>(in, 1)[0];
-  run(header, in, out);
-  return 0;
-}
+int main(int argc, char** argv) { return run_case<Header>(argc, argv, run); }

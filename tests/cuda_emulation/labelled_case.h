@@ -1,39 +1,14 @@
 // What programs read of a case and write of its results: anchors and references with labels.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <fstream>
 #include <vector>
 
-#include "engine/matrix.h"
+#include "case.h"
 #include "neighbors_pairs.h"
 
 namespace dmlfast::cuda {
-
-template <class T>
-std::vector<T> read(std::ifstream& file, int64_t count) {
-  // Exactly as long as needed, so that the address sanitizer sees the first element too many.
-  std::vector<T> data(count);
-  file.read(reinterpret_cast<char*>(data.data()), count * sizeof(T));
-  if (!file) {
-    std::fprintf(stderr, "the case file is too short\n");
-    std::exit(1);
-  }
-  return data;
-}
-
-template <class T>
-void write(std::ofstream& file, const std::vector<T>& data) {
-  file.write(reinterpret_cast<const char*>(data.data()), data.size() * sizeof(T));
-}
-
-// Doubles, to be aligned; not a number wherever nothing is written.
-inline std::vector<double> memory_of(int64_t bytes) {
-  return std::vector<double>((bytes + 7) / 8, NAN);
-}
 
 struct LabelledHeader {
   int64_t anchors, references, dimensions, is_double, metric, has_self;
@@ -60,10 +35,9 @@ struct LabelledCase {
 
   // Without results.
   LabelledPairs pairs(const LabelledHeader& h) {
-    const ElementType type = h.is_double ? ElementType::float64 : ElementType::float32;
     LabelledPairs a{};
-    a.x = {x.data(), type, h.anchors, h.dimensions, h.dimensions, 1};
-    a.references = {references.data(), type, h.references, h.dimensions, h.dimensions, 1};
+    a.x = any_rows_of(x, h.anchors, h.dimensions);
+    a.references = any_rows_of(references, h.references, h.dimensions);
     a.labels = labels.data();
     a.order = order.data();
     a.reference_labels = reference_labels.data();
@@ -84,20 +58,10 @@ struct LabelledCase {
 // Calls `run` with a value of the rows' type, the header, and the files of the case and the
 // results.
 template <class Header, class Run>
-int run_case(int argc, char** argv, const Run& run) {
-  if (argc != 3) {
-    std::fprintf(stderr, "usage: %s CASE RESULT\n", argv[0]);
-    return 1;
-  }
-  std::ifstream in(argv[1], std::ios::binary);
-  std::ofstream out(argv[2], std::ios::binary);
-  const Header header = read<Header>(in, 1)[0];
-  if (header.labelled.is_double) {
-    run(double{}, header, in, out);
-  } else {
-    run(float{}, header, in, out);
-  }
-  return 0;
+int run_labelled_case(int argc, char** argv, const Run& run) {
+  return run_case<Header>(argc, argv, [&](const Header& h, std::ifstream& in, std::ofstream& out) {
+    run_with_type(h.labelled.is_double, [&](auto type) { run(type, h, in, out); });
+  });
 }
 
 }  // namespace dmlfast::cuda

@@ -1,11 +1,9 @@
 // Runs the CUDA kernels of the family `neighbors` on the CPU. Reads a case from the file that the
 // first argument names and writes the results to the second; test_cuda_emulation.py has the format.
-#include <cstdint>
-#include <cstdio>
-#include <fstream>
 #include <utility>
 #include <vector>
 
+#include "case.h"
 #include "engine/class_ranges.cu"
 #include "engine/pack.cu"
 #include "engine/window.cu"
@@ -28,31 +26,6 @@ struct Header {
   int64_t searched_with;
 };
 
-template <class T>
-std::vector<T> read(std::ifstream& file, int64_t count) {
-  // Exactly as long as needed, so that the address sanitizer sees the first element too many.
-  std::vector<T> data(count);
-  file.read(reinterpret_cast<char*>(data.data()), count * sizeof(T));
-  if (!file) {
-    std::fprintf(stderr, "the case file is too short\n");
-    std::exit(1);
-  }
-  return data;
-}
-
-template <class T>
-void write(std::ofstream& file, const std::vector<T>& data) {
-  file.write(reinterpret_cast<const char*>(data.data()), data.size() * sizeof(T));
-}
-
-template <class T>
-Rows<T> rows_of(const std::vector<T>& data, int64_t rows, int64_t columns) {
-  return {data.data(), rows, columns, columns, 1};
-}
-
-// What every result holds before a selection, to be seen where none was asked for.
-constexpr int kUntouched = -7;
-
 // By search, whatever the number of pairs; returns how many queries each level left undecided.
 template <class T>
 std::vector<int64_t> search(const Header& h, const SelectArguments<T>& arguments) {
@@ -66,7 +39,7 @@ std::vector<int64_t> search(const Header& h, const SelectArguments<T>& arguments
                      : SearchSelectMemory::take(workspace, arguments, within_batch).search.counts;
     return std::pair(counts, workspace.bytes());
   };
-  std::vector<double> memory((take(nullptr).second + 7) / 8, NAN);
+  auto memory = memory_of(take(nullptr).second);
   if (arguments.metric == Metric::cosine) {
     launch_norms(arguments.x, arguments.norms_x, nullptr);
     launch_norms(arguments.references, arguments.norms_references, nullptr);
@@ -98,8 +71,7 @@ void select_queries(const Header& h, const SelectArguments<T>& arguments,
   } else {
     counting.take<unsigned char>(exact_workspace_bytes(queries));
   }
-  // Exactly as long as needed, again. Doubles, to be aligned; not a number wherever not written.
-  std::vector<double> workspace((counting.bytes() + 7) / 8, NAN);
+  auto workspace = memory_of(counting.bytes());
   if (h.wanted_items == 0 && h.listed < 0) {
     launch_select(arguments, workspace.data(), 0, nullptr);
     return;
@@ -149,7 +121,7 @@ void differentiate(const Header& h, const SelectArguments<T>& select, std::ifstr
 }
 
 template <class T>
-void run(const Header& h, std::ifstream& in, std::ofstream& out) {
+void run_of(const Header& h, std::ifstream& in, std::ofstream& out) {
   const int64_t slots = h.anchors * h.thresholds;
   const auto x = read<T>(in, h.anchors * h.dimensions);
   const auto references = read<T>(in, h.references * h.dimensions);
@@ -198,20 +170,10 @@ void run(const Header& h, std::ifstream& in, std::ofstream& out) {
   }
 }
 
+void run(const Header& h, std::ifstream& in, std::ofstream& out) {
+  run_with_type(h.is_double, [&](auto type) { run_of<decltype(type)>(h, in, out); });
+}
+
 }  // namespace
 
-int main(int argc, char** argv) {
-  if (argc != 3) {
-    std::fprintf(stderr, "usage: %s CASE RESULT\n", argv[0]);
-    return 1;
-  }
-  std::ifstream in(argv[1], std::ios::binary);
-  std::ofstream out(argv[2], std::ios::binary);
-  const Header header = read<Header>(in, 1)[0];
-  if (header.is_double) {
-    run<double>(header, in, out);
-  } else {
-    run<float>(header, in, out);
-  }
-  return 0;
-}
+int main(int argc, char** argv) { return run_case<Header>(argc, argv, run); }

@@ -40,4 +40,4 @@ const auto run = [](auto type, const Header& h, std::ifstream& in, std::ofstream
 
 }  // namespace
 
-int main(int argc, char** argv) { return run_case<Header>(argc, argv, run); }
+int main(int argc, char** argv) { return run_labelled_case<Header>(argc, argv, run); }

@@ -3,11 +3,9 @@
 // the format.
 #include "pairwise.cu"
 
-#include <cstdint>
-#include <cstdio>
-#include <fstream>
 #include <vector>
 
+#include "case.h"
 #include "engine/gradient_rows.cu"
 #include "engine/pack.cu"
 #include "pairwise_gradient.cu"
@@ -25,29 +23,9 @@ struct Header {
   int64_t wanted_items, shared_bytes;
 };
 
-template <class T>
-std::vector<T> read(std::ifstream& file, int64_t count) {
-  // Exactly as long as needed, so that the address sanitizer sees the first element too many.
-  std::vector<T> data(count);
-  file.read(reinterpret_cast<char*>(data.data()), count * sizeof(T));
-  if (!file) {
-    std::fprintf(stderr, "the case file is too short\n");
-    std::exit(1);
-  }
-  return data;
-}
-
-template <class T>
-void write(std::ofstream& file, const std::vector<T>& data) {
-  file.write(reinterpret_cast<const char*>(data.data()), data.size() * sizeof(T));
-}
-
-// Doubles, to be aligned; not a number wherever not written.
-std::vector<double> workspace(int64_t bytes) { return std::vector<double>((bytes + 7) / 8, NAN); }
-
 void run_distance(const PairwiseRows& rows, std::ofstream& out) {
   std::vector<float> distance(rows.x.rows * rows.references.rows);
-  auto memory = workspace(pairwise_distance_bytes(rows));
+  auto memory = memory_of(pairwise_distance_bytes(rows));
   launch_pairwise_distance(rows, distance.data(), memory.data(), nullptr);
   write(out, distance);
 }
@@ -56,7 +34,7 @@ void run_moments(const Header& h, const PairwiseRows& rows, std::ifstream& in, s
   const auto self = read<int64_t>(in, h.has_self ? h.anchors : 0);
   const auto centre = read<double>(in, 1);
   std::vector<double> first(h.anchors), second(h.anchors);
-  auto memory = workspace(pairwise_moments_bytes(rows));
+  auto memory = memory_of(pairwise_moments_bytes(rows));
   launch_pairwise_moments(
       rows, {h.has_self ? self.data() : nullptr, centre.data(), first.data(), second.data()},
       memory.data(), nullptr);
@@ -64,7 +42,6 @@ void run_moments(const Header& h, const PairwiseRows& rows, std::ifstream& in, s
   write(out, second);
 }
 
-// Results that nobody wrote shall not be zeros.
 struct Gradients {
   explicit Gradients(const PairwiseRows& rows)
       : x(rows.x.rows * rows.x.columns, kUntouched),
@@ -77,7 +54,6 @@ struct Gradients {
     write(out, references);
   }
 
-  static constexpr float kUntouched = -7.0f;
   std::vector<float> x;
   std::vector<float> references;
 };
@@ -88,7 +64,7 @@ void run_distance_backward(const PairwiseRows& rows, std::ifstream& in, std::ofs
   const auto grad = read<float>(in, rows.x.rows * columns);
   const auto distance = read<float>(in, rows.x.rows * columns);
   Gradients gradients(rows);
-  auto memory = workspace(pairwise_distance_gradient_bytes(rows));
+  auto memory = memory_of(pairwise_distance_gradient_bytes(rows));
   launch_pairwise_distance_gradient(rows, {grad.data(), 1, rows.x.rows},
                                     {distance.data(), columns, 1}, gradients.view(), memory.data(),
                                     nullptr);
@@ -102,7 +78,7 @@ void run_moments_backward(const Header& h, const PairwiseRows& rows, std::ifstre
   const auto centre = read<double>(in, 1);
   const auto grads = read<double>(in, 2 * h.anchors);
   Gradients gradients(rows);
-  auto memory = workspace(pairwise_moments_gradient_bytes(rows));
+  auto memory = memory_of(pairwise_moments_gradient_bytes(rows));
   launch_pairwise_moments_gradient(rows,
                                    {h.has_self ? self.data() : nullptr, centre.data(), grads.data(),
                                     grads.data() + 1, 2, 2, gradients.view()},
@@ -110,20 +86,11 @@ void run_moments_backward(const Header& h, const PairwiseRows& rows, std::ifstre
   gradients.write_to(out);
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  if (argc != 3) {
-    std::fprintf(stderr, "usage: %s CASE RESULT\n", argv[0]);
-    return 1;
-  }
-  std::ifstream in(argv[1], std::ios::binary);
-  std::ofstream out(argv[2], std::ios::binary);
-  const Header h = read<Header>(in, 1)[0];
+void run(const Header& h, std::ifstream& in, std::ofstream& out) {
   const auto x = read<float>(in, h.anchors * h.dimensions);
   const auto references = read<float>(in, h.within_batch ? 0 : h.references * h.dimensions);
   PairwiseRows rows{};
-  rows.x = {x.data(), ElementType::float32, h.anchors, h.dimensions, h.dimensions, 1};
+  rows.x = any_rows_of(x, h.anchors, h.dimensions);
   rows.references = rows.x;
   if (!h.within_batch) {
     rows.references.data = references.data();
@@ -145,5 +112,8 @@ int main(int argc, char** argv) {
   } else {
     run_moments_backward(h, rows, in, out);
   }
-  return 0;
 }
+
+}  // namespace
+
+int main(int argc, char** argv) { return run_case<Header>(argc, argv, run); }

@@ -3,11 +3,9 @@
 // format.
 #include "ranking.cu"
 
-#include <cstdint>
-#include <cstdio>
-#include <fstream>
 #include <vector>
 
+#include "case.h"
 #include "ranking_synthesis.cu"
 
 namespace {
@@ -21,28 +19,6 @@ struct Header {
   int64_t which, rows, steps, dimensions, pairs, has_targets;
   double margin, scale;
 };
-
-// Results that nobody wrote shall not be zeros.
-constexpr float kUntouched = -7.0f;
-
-template <class T>
-std::vector<T> read(std::ifstream& file, int64_t count) {
-  // Exactly as long as needed, so that the address sanitizer sees the first element too many.
-  std::vector<T> data(count);
-  file.read(reinterpret_cast<char*>(data.data()), count * sizeof(T));
-  if (!file) {
-    std::fprintf(stderr, "the case file is too short\n");
-    std::exit(1);
-  }
-  return data;
-}
-
-void write(std::ofstream& file, const std::vector<float>& data) {
-  file.write(reinterpret_cast<const char*>(data.data()), data.size() * sizeof(float));
-}
-
-// Doubles, to be aligned; not a number wherever not written.
-std::vector<double> workspace(int64_t bytes) { return std::vector<double>((bytes + 7) / 8, NAN); }
 
 // The similarities come transposed, the upstream gradients beside zeros: the strides make them
 // whole.
@@ -58,25 +34,22 @@ void run_loss(const Header& h, std::ifstream& in, std::ofstream& out) {
   }
   const auto grad = read<float>(in, 2 * h.rows);
   std::vector<float> gradient(h.rows * h.steps, kUntouched);
-  auto memory = workspace(ranking_gradient_bytes(similarities, form));
+  auto memory = memory_of(ranking_gradient_bytes(similarities, form));
   launch_ranking_gradient(similarities, form, {grad.data(), ElementType::float32, h.rows, 1, 2, 1},
-                          {gradient.data(), ElementType::float32, h.steps}, memory.data(), nullptr);
+                          any_result_of(gradient, h.steps), memory.data(), nullptr);
   write(out, gradient);
 }
 
 // The upstream gradients come transposed.
 void run_synthesis(const Header& h, std::ifstream& in, std::ofstream& out) {
-  const auto matrix_of = [&](const std::vector<float>& data, int64_t rows) {
-    return Rows<float>{data.data(), rows, h.dimensions, h.dimensions, 1};
-  };
   const auto projected = read<float>(in, h.rows * h.dimensions);
   const auto shifts = read<float>(in, h.steps * h.dimensions);
   const auto targets = read<float>(in, h.has_targets ? h.rows * h.dimensions : 0);
   SynthesisRows rows{};
-  rows.projected = matrix_of(projected, h.rows);
-  rows.shifts = matrix_of(shifts, h.steps);
+  rows.projected = rows_of(projected, h.rows, h.dimensions);
+  rows.shifts = rows_of(shifts, h.steps, h.dimensions);
   if (h.has_targets) {
-    rows.targets = matrix_of(targets, h.rows);
+    rows.targets = rows_of(targets, h.rows, h.dimensions);
   }
   if (h.which == kSynthesis) {
     std::vector<float> similarities(h.rows * h.steps, kUntouched);
@@ -88,7 +61,7 @@ void run_synthesis(const Header& h, std::ifstream& in, std::ofstream& out) {
   std::vector<float> to_projected(projected.size(), kUntouched);
   std::vector<float> to_shifts(shifts.size(), kUntouched);
   std::vector<float> to_targets(targets.size(), kUntouched);
-  auto memory = workspace(synthesis_gradient_bytes(rows));
+  auto memory = memory_of(synthesis_gradient_bytes(rows));
   launch_synthesis_gradient(rows, {grad.data(), h.rows, h.steps, 1, h.rows},
                             {to_projected.data(), to_shifts.data(), to_targets.data()},
                             memory.data(), nullptr);
@@ -97,20 +70,14 @@ void run_synthesis(const Header& h, std::ifstream& in, std::ofstream& out) {
   write(out, to_targets);
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  if (argc != 3) {
-    std::fprintf(stderr, "usage: %s CASE RESULT\n", argv[0]);
-    return 1;
-  }
-  std::ifstream in(argv[1], std::ios::binary);
-  std::ofstream out(argv[2], std::ios::binary);
-  const Header h = read<Header>(in, 1)[0];
+void run(const Header& h, std::ifstream& in, std::ofstream& out) {
   if (h.which == kLoss || h.which == kLossBackward) {
     run_loss(h, in, out);
   } else {
     run_synthesis(h, in, out);
   }
-  return 0;
 }
+
+}  // namespace
+
+int main(int argc, char** argv) { return run_case<Header>(argc, argv, run); }
