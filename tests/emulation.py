@@ -25,7 +25,7 @@ def build(family: str, folder: Path) -> Path:
             str(COMPILER),
             "-std=c++17",
             "-O1",
-            "-g",
+            "-g1",  # line numbers for the sanitizers' reports
             "-ffp-contract=off",
             "-fsanitize=address,undefined",
             "-fno-sanitize-recover=all",

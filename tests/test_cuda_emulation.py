@@ -17,7 +17,7 @@ pytestmark = emulation.needs_compiler
 
 @pytest.fixture(scope="session")
 def program(tmp_path_factory):
-    return emulation.build("neighbors", tmp_path_factory.mktemp("emulation"))
+    return emulation.build("neighbors", tmp_path_factory.getbasetemp())
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -21,7 +21,7 @@ pytestmark = emulation.needs_compiler
 
 @pytest.fixture(scope="session")
 def program(tmp_path_factory):
-    return emulation.build("contrast_sums", tmp_path_factory.mktemp("emulation"))
+    return emulation.build("contrast_sums", tmp_path_factory.getbasetemp())
 
 
 SIDES = [

@@ -22,7 +22,7 @@ each_metric = pytest.mark.parametrize("metric", METRICS)
 
 @pytest.fixture(scope="session")
 def program(tmp_path_factory):
-    return emulation.build("neighbors_sample", tmp_path_factory.mktemp("emulation"))
+    return emulation.build("neighbors_sample", tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ each_rule = pytest.mark.parametrize("rule", RULES)
 
 @pytest.fixture(scope="session")
 def program(tmp_path_factory):
-    return emulation.build("neighbors_top", tmp_path_factory.mktemp("emulation"))
+    return emulation.build("neighbors_top", tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture

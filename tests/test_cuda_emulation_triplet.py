@@ -28,7 +28,7 @@ SPLIT, HALF = 2.0**-17, 2.0**-9
 
 @pytest.fixture(scope="session")
 def program(tmp_path_factory):
-    return emulation.build("contrast_triplet", tmp_path_factory.mktemp("emulation"))
+    return emulation.build("contrast_triplet", tmp_path_factory.getbasetemp())
 
 
 @dataclass

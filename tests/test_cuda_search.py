@@ -18,7 +18,7 @@ LARGE, MIDDLE, SMALL = 227 * 1024, 99 * 1024, 48 * 1024
 
 @pytest.fixture(scope="session")
 def program(tmp_path_factory):
-    return emulation.build("neighbors", tmp_path_factory.mktemp("emulation"))
+    return emulation.build("neighbors", tmp_path_factory.getbasetemp())
 
 
 @pytest.mark.parametrize("metric", METRICS)
