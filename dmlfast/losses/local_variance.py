@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dmlfast import functional
+from dmlfast.losses._base import ShownModule
 from dmlfast.losses._classes import Classes
 from dmlfast.losses._pair_lists import segment_sum
-from dmlfast.ops._arguments import (
-    check_count,
-    check_integers,
-    check_not_negative,
-    distance_dtype,
-)
+from dmlfast.ops._arguments import check_count, check_integers, check_not_negative
 from dmlfast.ops.structure import check_structure
+from dmlfast.reference.distances import distance_dtype
 
 
-class LocalVarianceLoss(nn.Module):
+class LocalVarianceLoss(ShownModule):
     """Makes the weights of the dimensions inverse to the variance around each sample.
 
     With v_ik the variance of dimension k around sample i, of its class in the batch or of its
@@ -49,6 +46,8 @@ class LocalVarianceLoss(nn.Module):
     Source: this library's. `MultiClusterLoss` alone, whose pairs are mostly of distant samples,
     teaches the weights little about a neighbourhood.
     """
+
+    shown = ("neighbors", "floor")
 
     def __init__(self, neighbors: int | None = None, *, floor: float = 0.01) -> None:
         super().__init__()
@@ -98,10 +97,6 @@ class LocalVarianceLoss(nn.Module):
         if labels is None:
             raise ValueError("labels: expected (N,) integers without neighbors, got None")
         return _variance_of_class(x, check_integers("labels", labels, x.shape[0], x.device))
-
-    def extra_repr(self) -> str:
-        """The parameters, for printing."""
-        return f"neighbors={self.neighbors}, floor={self.floor}"
 
 
 def _variance_of_class(x: Tensor, labels: Tensor) -> Tensor:
