@@ -225,6 +225,7 @@ def test_ratios_and_rates_are_those_of_the_medians():
 
 def test_an_interrupted_comparison_keeps_the_sizes_before(tmp_path):
     def interrupt(progress):
+        assert progress.workload == "tiny"
         if "N=32" in progress.doing:
             raise KeyboardInterrupt
 
@@ -394,7 +395,10 @@ def test_the_command_writes_results_picture_and_table(tmp_path, capsys):
     assert len(workload["cases"][0]["contestants"]["kernel"]["seconds"]) == 2
     assert (tmp_path / "new" / "bench" / "time_memory.png").read_bytes()[:4] == b"\x89PNG"
     assert "new/bench/time_memory.png" in page.read_text(encoding="utf-8")
-    assert "nearest_positive, N=128, d=128" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "nearest_positive, N=128, d=128" in captured.out
+    # Where there is no terminal, a line for each workload.
+    assert captured.err == "0 of 12: nearest_positive\n"
 
 
 @pytest.mark.usefixtures("_command")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 import json
 import signal
 import subprocess
@@ -16,7 +18,7 @@ import dmlfast
 from dmlfast import _backend
 from dmlfast._library import info_text
 from dmlfast.cli import main
-from dmlfast.training import Progress
+from dmlfast.training import Progress, methods
 
 pytest.importorskip("click")
 pytest.importorskip("faiss")
@@ -164,7 +166,21 @@ def test_train_writes_no_control_codes_where_there_is_no_terminal(
     captured = capsys.readouterr()
     assert "\x1b" not in captured.out
     assert "\r" not in captured.out
-    assert captured.err == ""
+    assert not {"\x1b", "\r"} & set(captured.err)
+
+
+def test_train_prints_a_line_at_each_evaluation_where_there_is_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*SMALL, "--out", str(tmp_path / "run")]) == 0
+    rows = list(csv.DictReader((tmp_path / "run" / "history.csv").open(encoding="utf-8")))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["step 2 of 3", "step 3 of 3"]
+    for line, row in zip(lines, rows, strict=True):
+        by_class, by_subclass = (
+            float(row[f"validation/{labels}/map@r"]) for labels in ("class", "subclass")
+        )
+        assert line.endswith(f"map@r {by_class:.3f} sub-class {by_subclass:.3f}")
 
 
 def test_options_reach_the_configuration(tmp_path: Path) -> None:
@@ -217,8 +233,9 @@ def test_a_method_has_options_of_its_own_and_its_order_is_printed(
 
 
 def test_an_option_of_another_method_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    error = error_of(capsys, "train", "--method", "gar", "--positives", "all")
-    assert "unknown setting for the method gar: positives" in error
+    error = error_of(capsys, "train", "--method", "gar", "--positives", "all", "--margin", "0.2")
+    assert "unknown setting for the method gar: margin, a setting of triplet and ssr; " in error
+    assert "positives, a setting of triplet." in error
 
 
 def test_resume_refuses_an_option_of_another_method(
@@ -228,11 +245,24 @@ def test_resume_refuses_an_option_of_another_method(
     assert "has no setting weight, so it cannot be resumed with --weight 0.3" in error
 
 
-def test_the_help_says_whose_an_option_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_lists_options_under_what_they_are_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help"]) == 0
-    out = " ".join(capsys.readouterr().out.split())
-    assert "For gar: Compute as the authors' code does. (default: False)" in out
-    assert "For gar, ssr: Loss that the ranking is added to. (default: proxy-anchor)" in out
+    sections = {}
+    for paragraph in capsys.readouterr().out.split("\n\n"):
+        title, _, text = paragraph.partition(":\n")
+        sections[title] = " ".join(text.split())
+    titles = [*("Run", "Data", "Optimisation"), *(f"Method {name}" for name in methods.names())]
+    assert list(sections)[-len(titles) - 1 :] == [*titles, "Other"]
+    assert "--resume Go on with the run in --out." in sections["Run"]
+    assert "--batch-size INTEGER Images a step." in sections["Data"]
+    assert "--learning-rate FLOAT Learning rate of Adam." in sections["Optimisation"]
+    for name in methods.names():
+        for field in dataclasses.fields(methods.settings_of(name)):
+            text = sections[f"Method {name}"]
+            assert f"--{field.name.replace('_', '-')} " in text
+            assert f"{field.metadata['help']} [default: {field.default}]" in text
+    for text in sections.values():
+        assert "--positives" not in text or text == sections["Method triplet"]
 
 
 @pytest.mark.parametrize(
@@ -271,7 +301,9 @@ def test_an_interrupted_run_is_saved_and_resumes_to_the_same_numbers(
     assert main([*SMALL, "--out", folder]) == 130
     assert f"dmlfast train --resume --out {folder}" in capsys.readouterr().err
     interrupt_after_first_step.undo()
+    without_drawing(interrupt_after_first_step)
     assert main(["train", "--resume", "--out", folder]) == 0
+    assert "The run was finished" not in capsys.readouterr().err
     for name in ("metrics.json", "history.csv"):
         assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
 
@@ -293,6 +325,13 @@ def test_a_run_resumes_with_the_backend_that_it_was_started_with(
     with use_backend("kernel"):
         assert main(["train", "--resume", "--out", str(tmp_path)]) == 0
     assert asked == ["reference"]
+
+
+def test_to_resume_a_finished_run_says_that_it_is(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--resume", "--out", str(finished)]) == 0
+    assert capsys.readouterr().err == "The run was finished: it had done all 3 steps.\n"
 
 
 def test_resume_accepts_an_option_that_agrees(finished: Path) -> None:

@@ -63,10 +63,18 @@ class Settings:
 
 @dataclass(frozen=True)
 class BenchmarkProgress:
-    """Where a comparison stands: `done` of `total` contestants at sizes; what comes next."""
+    """Where a comparison stands: `done` of `total` contestants at sizes; what comes next.
+
+    Attributes:
+        done: contestants at sizes whose memory or time was measured.
+        total: of all of them.
+        workload: the name of the one that comes next.
+        doing: what comes next of it.
+    """
 
     done: int
     total: int
+    workload: str
     doing: str
 
 
@@ -118,8 +126,8 @@ def compare(
     total = 2 * sum(len(w.cases) * len(w.contestants) for w in workloads)
     counter = iter(range(total + 1))
 
-    def report(doing: str) -> None:
-        progress(BenchmarkProgress(next(counter), total, doing))
+    def report(workload: Workload, doing: str) -> None:
+        progress(BenchmarkProgress(next(counter), total, workload.name, doing))
 
     with Trials(settings.budget_gib, settings.deadline) as trials:
         for workload in workloads:
@@ -144,7 +152,7 @@ def _cases(
     settings: Settings,
     trials: Trials,
     results: Results,
-    report: Callable[[str], None],
+    report: Callable[[Workload, str], None],
 ) -> Iterator[CaseResult]:
     """The results of one workload, size after size."""
     # By contestant and everything of a size but its rows, which ascend.
@@ -152,7 +160,7 @@ def _cases(
     for case in workload.cases:
         outcomes: dict[str, Trial] = {}
         for name, contestant in workload.contestants.items():
-            report(f"{workload.name} {case}: {name}, memory")
+            report(workload, f"{case}: {name}, memory")
             key = (name, case.dimensions, case.per_class)
             outcome = given_up.get(key) or trials.attempt(contestant, case)
             outcomes[name] = outcome
@@ -175,14 +183,14 @@ def _measure(
     case: Case,
     outcomes: Mapping[str, Trial],
     settings: Settings,
-    report: Callable[[str], None],
+    report: Callable[[Workload, str], None],
 ) -> dict[str, ContestantResult]:
     """Prepare the contestants whose attempt succeeded, and let them take turns."""
     inputs = Inputs.of(case)
     steps: dict[str, Step] = {}
     failures: dict[str, str] = {}
     for name, contestant in workload.contestants.items():
-        report(f"{workload.name} {case}: {name}, time")
+        report(workload, f"{case}: {name}, time")
         if outcomes[name].status != "measured":
             continue
         try:

@@ -7,13 +7,14 @@ import shlex
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import click
 
 from dmlfast import data as data_sets
 from dmlfast._library import info_text, version
 from dmlfast.cli.bench import bench
+from dmlfast.cli.options import GroupedCommand, GroupedOption
 from dmlfast.cli.report import TrainingReport
 from dmlfast.training import (
     RunFolder,
@@ -28,6 +29,12 @@ from dmlfast.training.config import Backend
 
 # What a shell reports for a command that SIGINT ended.
 _INTERRUPTED = 128 + signal.SIGINT
+
+# Titles in the help of `dmlfast train`.
+_RUN, _DATA, _OPTIMISATION, _METHOD = "Run", "Data", "Optimisation", "Method {}"
+_TITLES = (_RUN, _DATA, _OPTIMISATION, *map(_METHOD.format, methods.names()))
+
+_Command = TypeVar("_Command", bound=Callable[..., int])
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -63,21 +70,28 @@ def info() -> None:
 commands.add_command(bench)
 
 
-def method_options(command: Callable[..., int]) -> Callable[..., int]:
-    """Every setting of every method as an option, which says whose it is."""
-    told: dict[str, dict[str, list[str]]] = {}
+def option(title: str, name: str, text: str, **attributes: Any) -> Callable[[_Command], _Command]:
+    """An option that the help lists under a title."""
+    return click.option(name, cls=GroupedOption, groups={title: text}, **attributes)
+
+
+def method_options(command: _Command) -> _Command:
+    """Every setting of every method as an option, listed under each method that has it."""
+    groups: dict[str, dict[str, str]] = {}
     kinds: dict[str, dict[str, Any]] = {}
     for method in methods.names():
         settings = methods.settings_of(method)
         types = get_type_hints(settings)
         for field in dataclasses.fields(settings):
-            text = f"{field.metadata['help']} (default: {field.default})"
-            told.setdefault(field.name, {}).setdefault(text, []).append(method)
+            text = f"{field.metadata['help']} [default: {field.default}]"
+            groups.setdefault(field.name, {})[_METHOD.format(method)] = text
             kinds[field.name] = _kind_of(types[field.name])
     # The last option that is added is listed first.
-    for name, texts in reversed(told.items()):
-        text = " ".join(f"For {', '.join(whose)}: {text}" for text, whose in texts.items())
-        command = click.option(f"--{name.replace('_', '-')}", help=text, **kinds[name])(command)
+    for name in reversed(groups):
+        added = click.option(
+            f"--{name.replace('_', '-')}", cls=GroupedOption, groups=groups[name], **kinds[name]
+        )
+        command = added(command)
     return command
 
 
@@ -88,34 +102,42 @@ def _kind_of(kind: Any) -> dict[str, Any]:
     return {"is_flag": True, "default": None} if kind is bool else {"type": kind}
 
 
-@commands.command("train")
-@click.option("--data", help=f"Data set: {', '.join(data_sets.names())}. [default: digits]")
-@click.option(
-    "--method", type=click.Choice(methods.names()), help="Training method. [default: triplet]"
+@commands.command("train", cls=GroupedCommand, titles=_TITLES)
+@option(_DATA, "--data", f"Data set: {', '.join(data_sets.names())}. [default: digits]")
+@option(
+    _DATA,
+    "--labelled-per-class",
+    "Training images of each class, 0 for all. [default: 0]",
+    type=int,
 )
-@click.option("--dimensions", type=int, help="Length of the embedding.")
-@click.option("--steps", type=int, help="Optimiser steps.")
-@click.option("--batch-size", type=int, help="Images a step.")
-@click.option("--samples-per-class", type=int, help="Images of one class in a batch.")
-@click.option("--learning-rate", type=float, help="Learning rate of Adam.")
-@click.option("--evaluate-every", type=int, help="Steps from one evaluation to the next.")
-@click.option(
-    "--labelled-per-class", type=int, help="Training images of each class, 0 for all. [default: 0]"
+@option(_DATA, "--batch-size", "Images a step.", type=int)
+@option(_DATA, "--samples-per-class", "Images of one class in a batch.", type=int)
+@option(
+    _OPTIMISATION,
+    "--method",
+    "Training method, with options of its own below. [default: triplet]",
+    type=click.Choice(methods.names()),
 )
-@click.option("--seed", type=int, help="Start of every random stream. [default: 0]")
-@click.option("--device", help="cpu, cuda or cuda:<number>. [default: cpu]")
-@click.option(
-    "--backend",
-    type=click.Choice(get_args(Backend)),
-    help="Which implementation of the operators to use.",
-)
-@click.option(
+@option(_OPTIMISATION, "--dimensions", "Length of the embedding.", type=int)
+@option(_OPTIMISATION, "--steps", "Optimiser steps.", type=int)
+@option(_OPTIMISATION, "--learning-rate", "Learning rate of Adam.", type=float)
+@option(
+    _RUN,
     "--out",
+    "Run folder. [default: the first free one in runs, named by data, method and seed]",
     type=click.Path(path_type=Path),
-    help="Run folder. [default: the first free one in runs, named by data, method and seed]",
 )
-@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
-@click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
+@option(_RUN, "--resume", "Go on with the run in --out.", is_flag=True)
+@option(_RUN, "--overwrite", "Replace the run in --out.", is_flag=True)
+@option(_RUN, "--evaluate-every", "Steps from one evaluation to the next.", type=int)
+@option(_RUN, "--seed", "Start of every random stream. [default: 0]", type=int)
+@option(_RUN, "--device", "cpu, cuda or cuda:<number>. [default: cpu]")
+@option(
+    _RUN,
+    "--backend",
+    "Which implementation of the operators to use.",
+    type=click.Choice(get_args(Backend)),
+)
 @method_options
 def train_command(out: Path | None, resume: bool, overwrite: bool, **given: Any) -> int:
     """Train an embedding and write the run to a folder.
@@ -146,6 +168,8 @@ def _train(config: TrainConfig, folder: Path, *, resume: bool, overwrite: bool) 
             progress=report.update,
             should_stop=should_stop,
         )
+    if resume and result.started_at == config.steps:
+        click.echo(f"The run was finished: it had done all {config.steps} steps.", err=True)
     report.print_metrics(result.metrics)
     click.echo(f"Run folder: {result.folder}")
     if not result.finished:

@@ -1,4 +1,4 @@
-"""What the commands `dmlfast train` and `dmlfast bench` show: a progress bar and a table."""
+"""What the commands `dmlfast train` and `dmlfast bench` show: their progress and a table."""
 
 from __future__ import annotations
 
@@ -30,14 +30,22 @@ if TYPE_CHECKING:
 class _Report:
     """A progress bar of these columns while its context is open.
 
-    It goes to stderr, and only to a terminal.
+    It goes to stderr, and only to a terminal; elsewhere there are lines instead.
     """
 
     def __init__(self, *columns: ProgressColumn) -> None:
-        console = Console(stderr=True)
+        self._console = Console(stderr=True)
         self._bar = ProgressBar(
-            *columns, console=console, transient=True, disable=not console.is_terminal
+            *columns,
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
         )
+
+    def _line(self, text: str) -> None:
+        """A line where there is no bar."""
+        if not self._console.is_terminal:
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -53,9 +61,10 @@ class _Report:
 
 
 class TrainingReport(_Report):
-    """A progress bar while its context is open, and a table of the metrics after it.
+    """The progress while its context is open, and a table of the metrics after it.
 
-    The bar goes to stderr, and only to a terminal; the table goes to stdout.
+    The progress goes to stderr, a bar to a terminal and elsewhere a line for each evaluation; the
+    table goes to stdout.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -69,12 +78,14 @@ class TrainingReport(_Report):
         self._task = self._bar.add_task("", total=config.steps, numbers="")
 
     def update(self, progress: Progress) -> None:
-        """Move the bar; show the loss and the last validation numbers."""
+        """Show the step, the loss and the last validation numbers."""
         numbers = f"loss {progress.loss:.4f}"
         if progress.evaluation:
             by_class = progress.evaluation["validation/class/map@r"]
             by_subclass = progress.evaluation["validation/subclass/map@r"]
             numbers += f"  map@r {by_class:.3f} sub-class {by_subclass:.3f}"
+            if progress.evaluation["step"] == progress.step:
+                self._line(f"step {progress.step} of {progress.steps}: {numbers}")
         self._bar.update(self._task, completed=progress.step, numbers=numbers)
 
     def print_metrics(self, metrics: Mapping[str, Any]) -> None:
@@ -107,7 +118,10 @@ def _shown(value: float | None) -> str:
 
 
 class BenchmarkReport(_Report):
-    """A progress bar while its context is open, and a table of the results after it."""
+    """The progress while its context is open, and a table of the results after it.
+
+    Where there is no terminal, the progress is a line for each workload as it begins.
+    """
 
     def __init__(self) -> None:
         super().__init__(
@@ -117,12 +131,15 @@ class BenchmarkReport(_Report):
             TextColumn("{task.fields[doing]}"),
         )
         self._task = self._bar.add_task("", total=None, doing="")
+        self._workload = ""
 
     def update(self, progress: BenchmarkProgress) -> None:
-        """Move the bar; show what is measured next."""
-        self._bar.update(
-            self._task, completed=progress.done, total=progress.total, doing=progress.doing
-        )
+        """Show what is measured next."""
+        if progress.workload != self._workload:
+            self._workload = progress.workload
+            self._line(f"{progress.done} of {progress.total}: {progress.workload}")
+        doing = f"{progress.workload} {progress.doing}"
+        self._bar.update(self._task, completed=progress.done, total=progress.total, doing=doing)
 
     @staticmethod
     def print_results(results: Results) -> None:

@@ -125,9 +125,13 @@ class TrainConfig:
         settings = _DEFAULTS | {"backend": _backend.backend_name()}
         unknown = sorted(given.keys() - settings.keys())
         if unknown:
-            known = any(unknown[0] in _names(methods.settings_of(n)) for n in methods.names())
-            reason = f" for the method {method.name}" if known else ""
-            raise ValueError(f"unknown setting{reason}: {', '.join(unknown)}")
+            others = {name: _methods_with(name) for name in unknown}
+            reason = f" for the method {method.name}" if any(others.values()) else ""
+            named = (
+                f"{name}, a setting of {' and '.join(owners)}" if owners else name
+                for name, owners in others.items()
+            )
+            raise ValueError(f"unknown setting{reason}: {'; '.join(named)}")
         settings |= _DEFAULTS_OF_DATA_SET.get(data, {})
         settings |= given
         return cls(data=data, method=method(**own), **settings)
@@ -172,6 +176,10 @@ class TrainConfig:
 def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings, with what they meant where they were written before a setting was there."""
     return _BEFORE_IT_WAS_SAID | dict(settings)
+
+
+def _methods_with(setting: str) -> list[str]:
+    return [name for name in methods.names() if setting in _names(methods.settings_of(name))]
 
 
 def _names(kind: type) -> list[str]:

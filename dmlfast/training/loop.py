@@ -48,12 +48,14 @@ class TrainResult:
 
     Attributes:
         folder: the run folder.
+        started_at: steps that were done before the call.
         step: steps done.
         finished: whether these are all; otherwise the run was interrupted and can be resumed.
         metrics: what `metrics.json` holds.
     """
 
     folder: Path
+    started_at: int
     step: int
     finished: bool
     metrics: dict[str, Any]
@@ -105,13 +107,15 @@ def train(
             run.state.restore(run_folder.read_checkpoint(config))
         else:
             run_folder = RunFolder.create(folder, config, overwrite=overwrite)
+        started_at = run.state.step
         _go_on(run, run_folder, progress, should_stop)
         # An evaluation that only an interruption asks for is not part of the run: it is reported,
         # but a resumed run must not remember it.
         history = run.state.history or [run.evaluate()]
         metrics = run_folder.write_evaluations(history)
         run.plot(run_folder, history)
-    return TrainResult(run_folder.path, run.state.step, run.state.step == config.steps, metrics)
+    step = run.state.step
+    return TrainResult(run_folder.path, started_at, step, step == config.steps, metrics)
 
 
 def _go_on(
