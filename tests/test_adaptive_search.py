@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmlfast.evaluation import adaptive, adaptive_search
+from dmlfast.evaluation import (
+    adaptive,
+    adaptive_search,
+    evaluate_adaptive_retrieval,
+    evaluate_retrieval,
+    oracle_structure,
+)
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -207,3 +213,137 @@ def test_a_mistake_is_named(mistake):
     right = {"queries": queries, "structure": structure, "references": references}
     with pytest.raises(error, match=message):
         adaptive_search(**{**right, **given})
+
+
+# --- metrics --------------------------------------------------------------------------------------
+
+
+def labelled(n: int = 60, classes: int = 9) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of classes that overlap, their structure, their labels; the last is alone in its."""
+    generator = torch.Generator().manual_seed(n)
+    labels = torch.arange(n) % classes
+    labels[-1] = classes
+    centres = torch.randn(classes + 1, 8, generator=generator)
+    rows = centres[labels] + 0.8 * torch.randn(n, 8, generator=generator)
+    return rows, 0.2 + 2 * torch.rand(n, 8, generator=generator), labels
+
+
+def one_by_one(queries, structure, query_labels, references, labels, *, within):
+    """The metrics of each query in the space that its weights stretch, and their mean."""
+    found = []
+    for i, weights in enumerate(structure.sqrt()):
+        kept = torch.arange(len(references)) != i if within else slice(None)
+        result = evaluate_retrieval(
+            queries[i : i + 1] * weights,
+            query_labels[i : i + 1],
+            references[kept] * weights,
+            labels[kept],
+        )
+        if result.num_queries:
+            found.append(list(result.as_dict().values()))
+    return torch.tensor(found).double().mean(0)
+
+
+def values(metrics) -> Tensor:
+    return torch.tensor(list(metrics.as_dict().values()), dtype=torch.float64)
+
+
+needs_faiss = pytest.mark.usefixtures("_faiss")
+
+
+@pytest.fixture
+def _faiss() -> None:
+    pytest.importorskip("faiss")
+
+
+@needs_faiss
+def test_metrics_are_those_in_the_space_of_each_query():
+    rows, structure, labels = labelled()
+    metrics = evaluate_adaptive_retrieval(rows, structure, labels)
+    assert metrics.num_queries == 59
+    expected = one_by_one(rows, structure, labels, rows, labels, within=True)
+    torch.testing.assert_close(values(metrics), expected)
+    assert (values(metrics) != values(evaluate_retrieval(rows, labels))).any()
+
+
+@needs_faiss
+def test_metrics_against_references_leave_nothing_out():
+    rows, structure, labels = labelled()
+    given = rows[:20], structure[:20], labels[:20], rows, labels
+    expected = one_by_one(*given, within=False)
+    metrics = evaluate_adaptive_retrieval(*given)
+    torch.testing.assert_close(values(metrics), expected)
+    assert metrics.recall[1] == 1
+
+
+@needs_faiss
+@pytest.mark.parametrize("shortlist", [None, 4, 100])
+def test_equal_weights_give_the_plain_metrics(shortlist):
+    rows, _, labels = labelled()
+    metrics = evaluate_adaptive_retrieval(
+        rows, torch.full_like(rows, 0.7), labels, shortlist=shortlist
+    )
+    torch.testing.assert_close(values(metrics), values(evaluate_retrieval(rows, labels)))
+
+
+@needs_faiss
+def test_what_is_behind_the_shortlist_stays_as_it_was():
+    rows, structure, labels = labelled()
+    short = values(evaluate_adaptive_retrieval(rows, structure, labels, shortlist=4))
+    plain = values(evaluate_retrieval(rows, labels))
+    # Who are the first four and the first eight is as before, which is first is not.
+    assert torch.equal(short[2:4], plain[2:4])
+    assert short[0] != plain[0]
+    one = evaluate_adaptive_retrieval(rows, structure, labels, shortlist=1)
+    torch.testing.assert_close(values(one), plain)
+    for all_of_them in (59, 100):
+        listed = evaluate_adaptive_retrieval(rows, structure, labels, shortlist=all_of_them)
+        assert listed == evaluate_adaptive_retrieval(rows, structure, labels)
+
+
+def test_without_a_query_that_has_a_partner_the_metrics_are_undefined():
+    rows, structure, _ = labelled()
+    metrics = evaluate_adaptive_retrieval(rows, structure, torch.arange(60))
+    assert metrics.num_queries == 0
+    assert values(metrics).isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"query_labels": torch.arange(59)}, "query_labels must have shape"),
+        ({"structure": -torch.ones(60, 8)}, "structure: expected weights of at least 0"),
+        ({"reference_labels": torch.arange(60)}, "got no references"),
+        ({"recall_at": (1, 2000)}, "expected at most 1024 neighbours of a query to look at"),
+        ({"shortlist": 0}, "shortlist: expected"),
+    ],
+)
+def test_metrics_name_a_mistake(given, message, monkeypatch):
+    rows, structure, labels = labelled()
+    if "recall_at" in given:
+        rows, structure = rows.repeat(40, 1), structure.repeat(40, 1)
+        labels = labels.repeat(40)
+    right = {"queries": rows, "structure": structure, "query_labels": labels}
+    with pytest.raises(ValueError, match=message):
+        evaluate_adaptive_retrieval(**{**right, **given})
+
+
+@each_dtype
+def test_the_oracle_weighs_by_the_inverse_variance_within_the_class(dtype):
+    rows, _, labels = labelled()
+    weights = oracle_structure(rows.to(dtype), labels)
+    assert weights.dtype == dtype
+    for label in range(9):
+        members = labels == label
+        inverse = 1 / rows.to(dtype)[members].double().var(0)
+        expected = (inverse / inverse.mean()).to(dtype).expand(int(members.sum()), -1)
+        torch.testing.assert_close(weights[members], expected)
+    assert (weights[-1] == 1).all()
+
+
+def test_the_oracle_is_bounded_where_a_dimension_does_not_vary():
+    rows = torch.tensor([[0.0, 5.0], [1.0, 5.0], [3.0, 3.0], [3.0, 3.0]])
+    weights = oracle_structure(rows, torch.tensor([0, 0, 1, 1]))
+    # Of the relative variances 2 and 0, which counts as 1e-6.
+    first = 2 * torch.tensor([0.5, 1e6]) / (0.5 + 1e6)
+    torch.testing.assert_close(weights, torch.stack([first, first, *torch.ones(2, 2)]))

@@ -211,25 +211,48 @@ def test_options_reach_the_configuration(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "given"),
+    ("method", "given", "group", "metric"),
     [
-        ("gar", {"weight": 0.5, "pairs": "adjacent", "intensities": 3, "detach": True}),
-        ("ssr", {"weight": 0.5, "margin": 0.1, "views": 3, "warmup_steps": 1}),
+        (
+            "gar",
+            {"weight": 0.5, "pairs": "adjacent", "intensities": 3, "detach": True},
+            "views",
+            "order_accuracy",
+        ),
+        (
+            "ssr",
+            {"weight": 0.5, "margin": 0.1, "views": 3, "warmup_steps": 1},
+            "views",
+            "order_accuracy",
+        ),
+        (
+            "namr",
+            {"weight": 0.5, "clusters": 3, "include_self": False, "fixed_structure": True},
+            "structure",
+            "map@r",
+        ),
     ],
 )
-def test_a_method_has_options_of_its_own_and_its_order_is_printed(
-    method: str, given: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_method_has_options_of_its_own_and_its_metrics_are_printed(
+    method: str,
+    given: dict[str, object],
+    group: str,
+    metric: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     options = []
     for name, value in given.items():
-        options += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        option = f"--{'no-' if value is False else ''}{name.replace('_', '-')}"
+        options += [option, *([] if isinstance(value, bool) else [str(value)])]
     assert main([*SMALL, "--method", method, *options, "--out", str(tmp_path / "run")]) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["method"] == method
     assert given.items() <= config.items()
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    line = next(line for line in capsys.readouterr().out.splitlines() if "views" in line)
-    assert f"order_accuracy {metrics['views']['order_accuracy']:.4f}" in line
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"{group}, selected: " in out
+    assert f"{metric} {metrics[group][metric]:.4f}" in out.split(f"{group}, selected: ")[1]
 
 
 def test_an_option_of_another_method_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,6 +266,8 @@ def test_resume_refuses_an_option_of_another_method(
 ) -> None:
     error = error_of(capsys, "train", "--resume", "--out", str(finished), "--weight", "0.3")
     assert "has no setting weight, so it cannot be resumed with --weight 0.3" in error
+    error = error_of(capsys, "train", "--resume", "--out", str(finished), "--no-detach")
+    assert "has no setting detach, so it cannot be resumed with --no-detach" in error
 
 
 def test_the_help_lists_options_under_what_they_are_for(capsys: pytest.CaptureFixture[str]) -> None:
@@ -271,6 +296,8 @@ def test_the_help_lists_options_under_what_they_are_for(capsys: pytest.CaptureFi
         (["--method", "gar"], "digits-gar-0"),
         (["--method", "gar", "--weight", "0"], "digits-proxy-anchor-0"),
         (["--method", "ssr"], "digits-ssr-0"),
+        (["--method", "namr"], "digits-namr-0"),
+        (["--method", "namr", "--weight", "0"], "digits-triplet-0"),
     ],
 )
 def test_the_default_folder_names_the_method(

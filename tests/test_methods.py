@@ -1,4 +1,4 @@
-"""Tests of dmlfast.training.methods: what GAR and SSR add to a run, and that the rest stays."""
+"""Tests of dmlfast.training.methods: what the methods add to a run, and that the rest stays."""
 
 from __future__ import annotations
 
@@ -38,8 +38,11 @@ pytest.importorskip("sklearn")
 RUNS: dict[str, dict[str, Any]] = {
     "gar": {"method": "gar", "shuffle": "class", "warmup_steps": 2},
     "ssr": {"method": "ssr", "sources": 6, "hidden": 8, "task_probability": 0.5},
+    "namr": {"method": "namr"},
 }
+RANKING = ("gar", "ssr")
 each_run = pytest.mark.parametrize("name", RUNS)
+each_ranking_run = pytest.mark.parametrize("name", RANKING)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +97,7 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"method": "other"}, "method: expected one of triplet, gar, ssr, got 'other'"),
+            ({"method": "other"}, "method: expected one of triplet, gar, ssr, nasa, namr, got"),
             ({"method": "gar", "positives": "all"}, "setting for the method gar: positives"),
             ({"weight": 0.1}, "unknown setting for the method triplet: weight"),
             ({"method": "gar", "weight": -0.1}, "weight: expected at least 0, got -0.1"),
@@ -132,7 +135,7 @@ class TestSettings:
 
 
 class TestRun:
-    @each_run
+    @each_ranking_run
     def test_the_folder_holds_a_picture_of_its_own(
         self, name: str, finished: dict[str, Path]
     ) -> None:
@@ -281,7 +284,7 @@ class TestArms:
 
 
 class TestTraining:
-    @each_run
+    @each_ranking_run
     def test_own_parameters_have_their_learning_rate(self, name: str) -> None:
         run = steps_of(0, **RUNS[name], parameter_rate=5.0, learning_rate=0.01)
         network, own = run.state.optimizer.param_groups
@@ -312,7 +315,7 @@ class TestTraining:
         assert not same(start, warm, "method")
         assert not all(map(torch.equal, blocks(warm), blocks(after)))
 
-    @each_run
+    @each_ranking_run
     def test_no_number_of_a_gradient_is_beyond_the_clip(self, name: str) -> None:
         settings = {**RUNS[name], "warmup_steps": 0, "gradient_clip": 1e-4}
         run = steps_of(1, **settings)
@@ -356,7 +359,7 @@ class TestTraining:
     def test_ssr_views_more_images_than_there_are(self) -> None:
         assert math.isfinite(steps_of(1, method="ssr", sources=1000).state.means()[0])
 
-    @pytest.mark.parametrize("method", ["gar", "ssr"])
+    @pytest.mark.parametrize("method", ["gar", "ssr", "nasa"])
     def test_separates_the_classes(self, method: str, tmp_path: Path) -> None:
         config = small(
             method=method, steps=60, evaluate_every=60, batch_size=64, samples_per_class=32

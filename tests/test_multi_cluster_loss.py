@@ -101,6 +101,16 @@ def test_the_options_are_those_of_the_function(options):
         assert f"{name}={value!r}" in repr(loss)
 
 
+def test_the_structure_loss_may_train_the_structure_alone():
+    e, w = batch()
+    loss = MultiClusterLoss(triplet(), structure_gradient="structure")
+    to_e, to_w = torch.autograd.grad(loss(e, LABELS, structure=w), (e, w))
+    both = MultiClusterLoss(triplet())
+    assert torch.equal(to_e, torch.autograd.grad(triplet()(e, LABELS), e)[0])
+    assert torch.equal(to_w, torch.autograd.grad(both(e, LABELS, structure=w), w)[0])
+    assert "structure_gradient='structure'" in repr(loss)
+
+
 @pytest.mark.parametrize(
     "name", ["NPairsLoss", "ProxyAnchorLoss", "SoftTripleLoss", "MultiSimilarityLoss"]
 )

@@ -88,9 +88,9 @@ def method_options(command: _Command) -> _Command:
             kinds[field.name] = _kind_of(types[field.name])
     # The last option that is added is listed first.
     for name in reversed(groups):
-        added = click.option(
-            f"--{name.replace('_', '-')}", cls=GroupedOption, groups=groups[name], **kinds[name]
-        )
+        option = name.replace("_", "-")
+        option = f"--{option}/--no-{option}" if "is_flag" in kinds[name] else f"--{option}"
+        added = click.option(option, cls=GroupedOption, groups=groups[name], **kinds[name])
         command = added(command)
     return command
 
@@ -197,9 +197,11 @@ def _resumed(folder: Path, given: dict[str, Any]) -> TrainConfig:
         if value is None or (name in held and value == held[name]):
             continue
         own = f"{name} {held[name]}" if name in held else f"no setting {name}"
+        given_as = f"--{'no-' if value is False else ''}{name.replace('_', '-')}"
+        if not isinstance(value, bool):
+            given_as += f" {value}"
         raise click.ClickException(
-            f"The run in {folder} has {own}, so it cannot be resumed with "
-            f"--{name.replace('_', '-')} {value}."
+            f"The run in {folder} has {own}, so it cannot be resumed with {given_as}."
         )
     return config
 

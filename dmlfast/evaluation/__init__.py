@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dmlfast.evaluation.adaptive import adaptive_search
+from dmlfast.evaluation.adaptive import (
+    adaptive_search,
+    evaluate_adaptive_retrieval,
+    oracle_structure,
+)
 from dmlfast.evaluation.intensity import (
     IntensityRanking,
     evaluate_intensity_ranking,
@@ -15,7 +19,9 @@ __all__ = [
     "RetrievalMetrics",
     "adaptive_search",
     "embed",
+    "evaluate_adaptive_retrieval",
     "evaluate_intensity_ranking",
     "evaluate_retrieval",
+    "oracle_structure",
     "view_similarities",
 ]

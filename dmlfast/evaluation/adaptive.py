@@ -6,6 +6,7 @@ ranks the 32 nearest by Euclidean distance again. What is searched in needs no s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -13,13 +14,23 @@ from torch import Tensor
 
 from dmlfast import functional
 from dmlfast.evaluation._rows import chunk_rows, drop_self, parts
+from dmlfast.evaluation.retrieval import (
+    RetrievalMetrics,
+    _check_recall_at,
+    _check_sets,
+    _mean_metrics,
+    _without_queries,
+)
 from dmlfast.functional import Selection
 from dmlfast.ops._arguments import check_count, check_references, describe
 from dmlfast.ops.neighbors_top import GREATEST_K
 from dmlfast.ops.structure import check_structure
 from dmlfast.reference.distances import distance_dtype
 
-__all__ = ["adaptive_search"]
+__all__ = ["adaptive_search", "evaluate_adaptive_retrieval", "oracle_structure"]
+
+# Of the mean variance of a class: no dimension has all the weight.
+_LEAST_VARIANCE = 1e-6
 
 
 class SearchIndex(Protocol):
@@ -98,6 +109,115 @@ def adaptive_search(
     else:
         candidates = _by_inner_product(queries, structure, others, k)
     return _ranked(queries, structure, rows, candidates, k)
+
+
+def evaluate_adaptive_retrieval(
+    queries: Tensor,
+    structure: Tensor,
+    query_labels: Tensor,
+    references: Tensor | None = None,
+    reference_labels: Tensor | None = None,
+    *,
+    shortlist: int | None = None,
+    recall_at: Sequence[int] = (1, 2, 4, 8),
+) -> RetrievalMetrics:
+    """Recall@K, R-precision and MAP@R of `queries` searched by their own structure.
+
+    As `evaluate_retrieval`, by the adaptive distance of `adaptive_search`. With a `shortlist`, so
+    many nearest by Euclidean distance are ranked again, and the rest follow as they were.
+
+    Args:
+        queries: (N, d) float16, bfloat16, float32 or float64 sample embeddings, any strides.
+        structure: (N, d) weights of the dimensions around each query, dtype and device of
+            `queries`; at least 0.
+        query_labels: (N,) of an integer dtype, compared as int64.
+        references: (M, d), dtype and device of `queries`; None to search the queries among
+            themselves.
+        reference_labels: (M,), as `query_labels`; given exactly when `references` is.
+        shortlist: how many are ranked again, at most 1024; None (default) ranks all by the
+            adaptive distance.
+        recall_at: the K of Recall@K, positive.
+
+    Returns:
+        The metrics and the number of queries they are means of. Not differentiable.
+
+    Memory: O((N + M)·d + N·k), k being the references of the largest class, the largest K or the
+    `shortlist`, whichever is most. There is no N x M matrix.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong shape, device or number, more than 1024 neighbours to look at, only one
+            of `references` and `reference_labels`, a row that is not finite in float32, or a
+            weight below 0.
+    """
+    ranks = _check_recall_at(recall_at)
+    queries, structure = check_structure(queries, structure, ("queries", "structure"))
+    labels = _check_sets(queries, query_labels, references, reference_labels)
+    others = None
+    if references is not None:
+        others = check_references("references", references, "queries", queries).detach()
+    _check_values(queries, structure, None)
+    if shortlist is not None:
+        check_count("shortlist", shortlist, greatest=GREATEST_K)
+    if not len(labels.counted):
+        return _without_queries(ranks)
+    width = labels.width(ranks)
+    if width > GREATEST_K:
+        raise ValueError(
+            f"query_labels, recall_at: expected at most {GREATEST_K} neighbours of a query to look "
+            f"at, got {width}"
+        )
+    found = _ranking(queries.detach(), structure.detach(), others, width, shortlist).cpu()
+    return _mean_metrics(labels, ranks, found.__getitem__, chunk_rows(width))
+
+
+def oracle_structure(x: Tensor, labels: Tensor) -> Tensor:
+    """The weights of one who knows the classes: the inverse variance of the row's own class.
+
+        w_ik = v_k / mean_l v_l,  v_k = 1 / (variance of dimension k within the class of i)
+
+    What a structure can be worth, not what it must be: retrieval by it looks at the labels. A
+    variance counts as 1e-6 of the mean over the dimensions at least. Rows of a class without a
+    variance, such as that of a single row, have weights of 1.
+
+    Args:
+        x: (N, d) float16, bfloat16, float32 or float64 embeddings, any strides.
+        labels: (N,) of an integer dtype.
+
+    Returns:
+        (N, d) weights of mean 1, dtype and device of `x`; not differentiable.
+
+    Memory: O(N·d).
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong shape, or a row that is not finite in float32.
+    """
+    labels = _check_sets(x, labels, None, None).queries
+    rows = x.detach().double().cpu()  # where sums are deterministic
+    classes, row_class = torch.unique(labels, return_inverse=True)
+    count = torch.bincount(row_class, minlength=len(classes)).double()[:, None]
+
+    def means(values: Tensor) -> Tensor:
+        return values.new_zeros(len(classes), x.shape[1]).index_add(0, row_class, values) / count
+
+    variance = means((rows - means(rows)[row_class]).square())
+    total = variance.mean(1, keepdim=True)
+    relative = (variance / torch.where(total == 0, 1.0, total)).clamp(min=_LEAST_VARIANCE)
+    weights = torch.where(total == 0, 1.0, 1 / relative)
+    return (weights / weights.mean(1, keepdim=True))[row_class].to(x)
+
+
+def _ranking(
+    queries: Tensor, structure: Tensor, references: Tensor | None, k: int, shortlist: int | None
+) -> Tensor:
+    """(N, k) the nearest by adaptive distance, of all or of a shortlist alone; -1 for none."""
+    if shortlist is None:
+        return adaptive_search(queries, structure, references, k, shortlist=None).index
+    plain = functional.nearest_neighbors(queries, references, max(k, shortlist)).index
+    rows = queries if references is None else references
+    first = _ranked(queries, structure, rows, plain[:, :shortlist], shortlist).index
+    return torch.cat([first, plain[:, shortlist:]], 1)[:, :k]
 
 
 def _check_shortlist(shortlist: object, k: int) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -99,46 +100,18 @@ def evaluate_retrieval(
     ranks = _check_recall_at(recall_at)
     if metric not in _METRICS:
         raise ValueError(f"metric must be one of {', '.join(_METRICS)}, got {metric!r}")
-    query_labels = _check_set("queries", queries, "query_labels", query_labels)
-    within = references is None
-    if references is None or reference_labels is None:
-        if references is not None or reference_labels is not None:
-            missing = "reference_labels" if reference_labels is None else "references"
-            raise ValueError(
-                "references and reference_labels must be given together or not at all, "
-                f"got no {missing}"
-            )
-        references, reference_labels = queries, query_labels
-    else:
-        reference_labels = _check_set(
-            "references", references, "reference_labels", reference_labels
-        )
-        if references.shape[1] != queries.shape[1]:
-            raise ValueError(
-                f"references must have the {queries.shape[1]} columns of queries, "
-                f"got {references.shape[1]}"
-            )
-    relevant = _count_relevant(query_labels, reference_labels) - int(within)
-    counted = torch.nonzero(relevant > 0).flatten()
-    if not counted.numel():
-        return RetrievalMetrics(dict.fromkeys(ranks, math.nan), math.nan, math.nan, 0)
+    labels = _check_sets(queries, query_labels, references, reference_labels)
+    if not len(labels.counted):
+        return _without_queries(ranks)
+    rows = queries if references is None else references
+    search = _searcher(queries.detach(), rows.detach(), metric)
+    width = labels.width(ranks)
 
-    width = max(int(relevant.max()), *ranks)
-    width = min(width, references.shape[0] - int(within))
-    search = _searcher(queries.detach(), references.detach(), metric)
-    sums = torch.zeros(len(ranks) + 2, dtype=torch.float64)
-    step = chunk_rows(max(width, queries.shape[1]))
-    for start in range(0, counted.numel(), step):
-        rows = counted[start : start + step]
-        neighbours = search(rows, width + int(within))
-        if within:
-            neighbours = drop_self(neighbours, rows)
-        hits = reference_labels[neighbours] == query_labels[rows].unsqueeze(1)
-        sums += _metric_sums(hits, relevant[rows], ranks)
-    means = (sums / counted.numel()).tolist()
-    return RetrievalMetrics(
-        dict(zip(ranks, means[:-2], strict=True)), means[-2], means[-1], counted.numel()
-    )
+    def neighbours_of(chosen: Tensor) -> Tensor:
+        found = search(chosen, width + int(labels.within))
+        return drop_self(found, chosen) if labels.within else found
+
+    return _mean_metrics(labels, ranks, neighbours_of, chunk_rows(max(width, queries.shape[1])))
 
 
 def embed(model: torch.nn.Module, images: Tensor, *, batch_size: int = 1024) -> Tensor:
@@ -209,6 +182,83 @@ def _check_recall_at(recall_at: Sequence[int]) -> tuple[int, ...]:
     for place, k in enumerate(recall_at):
         check_count(f"recall_at[{place}]", k)
     return tuple(dict.fromkeys(recall_at))
+
+
+class _Labels(NamedTuple):
+    """What the metrics know of queries and references beside who is near whom.
+
+    Attributes:
+        queries: (N,) int64 on the CPU.
+        references: (M,) alike.
+        within: whether the queries are searched among themselves.
+        relevant: (N,) int64, R of each query.
+        counted: the queries with R > 0, ascending.
+    """
+
+    queries: Tensor
+    references: Tensor
+    within: bool
+    relevant: Tensor
+    counted: Tensor
+
+    def width(self, ranks: Sequence[int]) -> int:
+        """How many neighbours of each query the metrics look at."""
+        wanted = max(int(self.relevant.max()), *ranks)
+        return min(wanted, self.references.shape[0] - int(self.within))
+
+
+def _check_sets(
+    queries: Tensor,
+    query_labels: Tensor,
+    references: Tensor | None,
+    reference_labels: Tensor | None,
+) -> _Labels:
+    """The labels of checked arguments."""
+    query_labels = _check_set("queries", queries, "query_labels", query_labels)
+    within = references is None
+    if references is None or reference_labels is None:
+        if references is not None or reference_labels is not None:
+            missing = "reference_labels" if reference_labels is None else "references"
+            raise ValueError(
+                "references and reference_labels must be given together or not at all, "
+                f"got no {missing}"
+            )
+        reference_labels = query_labels
+    else:
+        reference_labels = _check_set(
+            "references", references, "reference_labels", reference_labels
+        )
+        if references.shape[1] != queries.shape[1]:
+            raise ValueError(
+                f"references must have the {queries.shape[1]} columns of queries, "
+                f"got {references.shape[1]}"
+            )
+    relevant = _count_relevant(query_labels, reference_labels) - int(within)
+    counted = torch.nonzero(relevant > 0).flatten()
+    return _Labels(query_labels, reference_labels, within, relevant, counted)
+
+
+def _without_queries(ranks: Sequence[int]) -> RetrievalMetrics:
+    return RetrievalMetrics(dict.fromkeys(ranks, math.nan), math.nan, math.nan, 0)
+
+
+def _mean_metrics(
+    labels: _Labels, ranks: Sequence[int], neighbours_of: Callable[[Tensor], Tensor], step: int
+) -> RetrievalMetrics:
+    """The metrics, so many of the counted queries at a time.
+
+    `neighbours_of` maps queries to (n, k) int64 references, the nearest first, -1 for none and
+    without the query itself; k is at least R of each query.
+    """
+    sums = torch.zeros(len(ranks) + 2, dtype=torch.float64)
+    for rows in labels.counted.split(step):
+        neighbours = neighbours_of(rows)
+        hits = labels.references[neighbours] == labels.queries[rows].unsqueeze(1)
+        sums += _metric_sums(hits & (neighbours >= 0), labels.relevant[rows], ranks)
+    means = (sums / labels.counted.numel()).tolist()
+    return RetrievalMetrics(
+        dict(zip(ranks, means[:-2], strict=True)), means[-2], means[-1], labels.counted.numel()
+    )
 
 
 def _check_set(x_name: str, x: Tensor, labels_name: str, labels: Tensor) -> Tensor:

@@ -13,9 +13,12 @@ from dmlfast.ops._arguments import (
     check_finite,
     check_flag,
     check_not_negative,
+    check_option,
     describe,
 )
 from dmlfast.ops.structure import check_structure
+
+STRUCTURE_GRADIENTS = ("both", "structure")
 
 
 class MultiClusterTerms(NamedTuple):
@@ -55,10 +58,12 @@ class MultiClusterLoss(ShownModule):
         include_self: mean and deviation include the distance of each row to itself.
         order_weight: of the ranking of the clusters within the structure loss, at least 0.
         order_margin: a finite distance.
+        structure_gradient: where the gradient of the structure loss flows to: "both" embeddings
+            (default), as published, or the "structure" alone.
 
     Raises:
         TypeError: a wrong type.
-        ValueError: a number out of its range.
+        ValueError: a number out of its range, or an unknown option.
 
     Source: NASA, "Deep metric learning with neighborhood-adaptive structure augmentation", AAAI
     2022. More than two clusters and their ranking are this library's reading of its successor,
@@ -74,6 +79,7 @@ class MultiClusterLoss(ShownModule):
         "include_self",
         "order_weight",
         "order_margin",
+        "structure_gradient",
     )
 
     def __init__(
@@ -88,6 +94,7 @@ class MultiClusterLoss(ShownModule):
         include_self: bool = True,
         order_weight: float = 0.0,
         order_margin: float = 0.0,
+        structure_gradient: str = "both",
     ) -> None:
         super().__init__()
         if not isinstance(base, nn.Module):
@@ -101,6 +108,9 @@ class MultiClusterLoss(ShownModule):
         self.include_self = check_flag("include_self", include_self)
         self.order_weight = check_not_negative("order_weight", order_weight)
         self.order_margin = check_finite("order_margin", order_margin)
+        self.structure_gradient = check_option(
+            "structure_gradient", structure_gradient, STRUCTURE_GRADIENTS
+        )
 
     def forward(
         self,
@@ -151,7 +161,7 @@ class MultiClusterLoss(ShownModule):
         x, weights = check_structure(embeddings, structure, ("embeddings", "structure"))
         base = base_loss(self.base, x, labels, indices_tuple, ref_emb, ref_labels)
         clusters = functional.multi_cluster_loss(
-            x,
+            x if self.structure_gradient == "both" else x.detach(),
             weights,
             clusters=self.clusters,
             spread=self.spread,

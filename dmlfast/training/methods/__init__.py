@@ -13,6 +13,7 @@ from typing import Any
 
 from dmlfast.training.methods.base import Batch, Method, MethodSettings, StepLoss, Task
 from dmlfast.training.methods.gar import GAR, GARSettings
+from dmlfast.training.methods.namr import NAMRSettings, NASASettings, Structure
 from dmlfast.training.methods.ssr import SSR, SSRSettings
 from dmlfast.training.methods.triplet import Triplet, TripletSettings
 from dmlfast.training.methods.views import PICTURE
@@ -33,6 +34,8 @@ _METHODS: dict[type[MethodSettings], Callable[[Any, Task], Method]] = {
     TripletSettings: Triplet,
     GARSettings: GAR,
     SSRSettings: SSR,
+    NASASettings: Structure,
+    NAMRSettings: Structure,
 }
 
 # Every picture that a method may write to the run folder.
