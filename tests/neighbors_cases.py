@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import oracle
 import pytest
 import torch
-from oracle import METRICS, make
+from oracle import make
 from torch import Tensor
 
 import dmlfast.functional as F
-from dmlfast import _library
 
 SELECTIONS = {
     "nearest_positive": {"same_class": True},
@@ -21,7 +19,6 @@ SELECTIONS = {
     "semihard_negative": {"same_class": False},
 }
 FORMS = ("batch", "references", "references and self_index")
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 INTEGERS = (
     torch.int8,
     torch.int16,
@@ -32,11 +29,8 @@ INTEGERS = (
     torch.uint32,
     torch.uint64,
 )
-ISAS = _library.module.usable_cpu_isas()
 
 each_selection = pytest.mark.parametrize("selection", SELECTIONS)
-each_metric = pytest.mark.parametrize("metric", METRICS)
-each_backend = pytest.mark.parametrize("backend", ["kernel", "reference"])
 
 
 class Problem:
@@ -71,12 +65,6 @@ class Problem:
             self.x, self.labels, **self.others, beyond=beyond, metric=metric, **rule
         )
         return found[0][:, 0], found[1][:, 0]
-
-
-def assert_same_bits(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
-    for a, b in zip(actual, expected, strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a.detach().numpy(), b.detach().numpy())
 
 
 def distance_only(selection: str, **options: object) -> Callable[..., Tensor]:

@@ -5,13 +5,9 @@ from __future__ import annotations
 import oracle
 import pytest
 import torch
-from oracle import METRICS, make
+from oracle import make
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-
-each_metric = pytest.mark.parametrize("metric", METRICS)
-each_backend = pytest.mark.parametrize("backend", ["kernel", "reference"])
 each_form = pytest.mark.parametrize("form", ["batch", "references"])
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import oracle
 import pytest
 import torch
+from operator_cases import DTYPES
 from oracle import make
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-NAMESPACE = {"kernel": "dmlfast", "reference": "dmlfast_reference"}
-
-each_backend = pytest.mark.parametrize("backend", ["kernel", "reference"])
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 # Elements of a temporary of all pairs and dimensions that a test may have: 64 MiB of float64.
@@ -30,6 +26,13 @@ def weights(n: int, d: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """(n, d) leaf of numbers from 0.5 to 1.5, as the source's heads have them."""
     generator = torch.Generator().manual_seed(n + d)
     return (0.5 + torch.rand(n, d, generator=generator)).to(dtype).requires_grad_()
+
+
+def clusters_problem(
+    n: int, d: int, dtype: torch.dtype = torch.float32, kind: str = "random"
+) -> tuple[Tensor, Tensor]:
+    """Embeddings and their weights."""
+    return rows(n, d, dtype, kind), weights(n, d, dtype)
 
 
 def doubles(*leaves: Tensor) -> tuple[Tensor, ...]:
@@ -62,18 +65,3 @@ def assert_near(actual: Tensor, expected: Tensor, tolerance: float, slack: float
     least = torch.finfo(actual.dtype).smallest_normal * actual.numel() ** 0.5
     error = (actual.detach().double() - expected.detach()).norm().item()
     assert error <= (tolerance + rounding) * expected.norm().item() + slack + least
-
-
-def returned(dtype: torch.dtype) -> torch.dtype:
-    return oracle.returned_dtype(dtype)
-
-
-def copies_for_opcheck(function: object, arguments: tuple) -> tuple:
-    """The arguments of an operator as leaves; those of a gradient, and constants, without."""
-    backward = function.overloadpacket.__name__.endswith("_backward")
-    return tuple(
-        a.detach().clone().requires_grad_(a.dtype == torch.float32 and not backward)
-        if isinstance(a, Tensor)
-        else a
-        for a in arguments
-    )

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from operator_cases import DTYPES
 from torch import Tensor
 
 from dmlfast.evaluation import (
@@ -16,7 +17,6 @@ from dmlfast.evaluation import (
     oracle_structure,
 )
 
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import oracle
 import pytest
 import torch
-from oracle import METRICS, NEGATIVES, POSITIVES, make
+from operator_cases import ISAS, assert_same_bits, compile_whole, each_backend, each_metric, opcheck
+from oracle import NEGATIVES, POSITIVES, make
 from torch import Tensor
 
 import dmlfast.functional as F
-from dmlfast import _library, use_backend
+from dmlfast import use_backend
 
-ISAS = _library.module.usable_cpu_isas()
-
-each_metric = pytest.mark.parametrize("metric", METRICS)
 each_positives = pytest.mark.parametrize("positives", POSITIVES)
 each_negatives = pytest.mark.parametrize("negatives", NEGATIVES)
-each_backend = pytest.mark.parametrize("backend", ["kernel", "reference"])
 # A combination with one triplet an anchor is composed of selections, the others are operators.
 each_path = pytest.mark.parametrize(
     ("positives", "negatives"), [("all", "all"), ("nearest", "all"), ("nearest", "semihard")]
@@ -52,12 +48,6 @@ class Problem:
 
     def oracle(self, **options: object) -> oracle.TripletSums:
         return oracle.triplet_sums(self.x, self.labels, **self.others, **options)
-
-
-def assert_same_bits(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
-    for a, b in zip(actual, expected, strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a.detach().numpy(), b.detach().numpy())
 
 
 def margin_of(kind: str, metric: str) -> float:
@@ -580,20 +570,7 @@ def test_opcheck_accepts_the_operator_and_its_gradient(operator_calls):
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("dmlfast::contrast_triplet")
     }
-    for function, arguments in calls:
-        backward = function.overloadpacket.__name__.endswith("_backward")
-        copies = tuple(
-            a.detach().clone().requires_grad_(a.is_floating_point() and not backward)
-            if isinstance(a, Tensor)
-            else a
-            for a in arguments
-        )
-        torch.library.opcheck(function, copies)
-
-
-# Inductor treats the operators as opaque: tracing and ahead-of-time autograd are what can fail,
-# and need no C++ compiler.
-compile_whole = partial(torch.compile, backend="aot_eager", fullgraph=True)
+    opcheck(calls)
 
 
 @each_path

@@ -9,6 +9,7 @@ from functools import partial
 import oracle
 import pytest
 import torch
+from operator_cases import each_backend
 from oracle import METRICS
 from torch import Tensor
 
@@ -24,7 +25,6 @@ FUNCTIONS = {
 }
 each_loss = pytest.mark.parametrize("name", FUNCTIONS)
 each_positives = pytest.mark.parametrize("positives", ["nearest", "farthest"])
-each_backend = pytest.mark.parametrize("backend", ["kernel", "reference"])
 DRAWN = {"negatives": "distance_weighted"}
 N = 30
 

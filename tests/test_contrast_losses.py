@@ -10,15 +10,14 @@ from itertools import product
 import oracle
 import pytest
 import torch
-from oracle import METRICS, POSITIVES, make
+from operator_cases import compile_whole, each_backend, each_metric
+from oracle import POSITIVES, make
 from torch import Tensor
 
 import dmlfast.functional as F
 from dmlfast import use_backend
 
-each_metric = pytest.mark.parametrize("metric", METRICS)
 each_positives = pytest.mark.parametrize("positives", POSITIVES)
-each_backend = pytest.mark.parametrize("backend", ["kernel", "reference"])
 
 N = 19
 
@@ -439,8 +438,6 @@ def test_exponents_beyond_the_range_of_float32_give_finite_losses(loss, positive
 
 
 # --- what torch does around it --------------------------------------------------------------------
-
-compile_whole = partial(torch.compile, backend="aot_eager", fullgraph=True)
 
 
 @each_loss

@@ -8,15 +8,13 @@ from collections.abc import Callable
 import oracle
 import pytest
 import torch
+from operator_cases import each_backend, each_metric
 from oracle import METRICS, make
 from torch import Tensor
 
 import dmlfast.functional as F
 from dmlfast import use_backend
 from dmlfast.ops import contrast_proxies
-
-each_metric = pytest.mark.parametrize("metric", METRICS)
-each_backend = pytest.mark.parametrize("backend", ["kernel", "reference"])
 
 
 @each_metric

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import oracle
 import pytest
 import torch
+from operator_cases import ISAS, assert_same_bits, compile_whole, each_backend, each_metric, opcheck
 from oracle import METRICS, make
 from torch import Tensor
 
 import dmlfast.functional as F
-from dmlfast import _library, use_backend
+from dmlfast import use_backend
 from dmlfast.ops._arguments import check_pairs
 from dmlfast.ops.contrast_sums import ContrastSums, contrast_sums
 
-ISAS = _library.module.usable_cpu_isas()
 N = 23
 
-each_metric = pytest.mark.parametrize("metric", METRICS)
-each_backend = pytest.mark.parametrize("backend", ["kernel", "reference"])
 each_arrangement = pytest.mark.parametrize(
     "arrangement", ["batch", "references", "references and self_index"]
 )
@@ -504,8 +501,7 @@ def test_every_thread_count_gives_the_same_bits(
     set_threads(2)
     expected = _everything(side, metric)
     set_threads(threads)
-    for a, e in zip(_everything(side, metric), expected, strict=True):
-        np.testing.assert_array_equal(a.detach().numpy(), e.detach().numpy())
+    assert_same_bits(_everything(side, metric), expected)
 
 
 # --- what torch does around it --------------------------------------------------------------------
@@ -534,19 +530,7 @@ def test_opcheck_accepts_the_operator_and_its_gradient(backend, operator_calls: 
     namespace = "dmlfast" if backend == "kernel" else "dmlfast_reference"
     calls = operator_calls(run, namespace)
     assert len(calls) == 4
-    for function, arguments in calls:
-        backward = function.overloadpacket.__name__.endswith("_backward")
-        copies = tuple(
-            a.detach().clone().requires_grad_(a.is_floating_point() and not backward)
-            if isinstance(a, Tensor)
-            else a
-            for a in arguments
-        )
-        torch.library.opcheck(function, copies)
-
-
-# Inductor treats the operators as opaque: tracing and ahead-of-time autograd are what can fail.
-compile_whole = partial(torch.compile, backend="aot_eager", fullgraph=True)
+    opcheck(calls)
 
 
 @each_backend

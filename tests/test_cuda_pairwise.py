@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from operator_cases import each_metric
 from oracle import make
-from pairwise_cases import each_metric
 
 import dmlfast.functional as F
 from dmlfast import _library

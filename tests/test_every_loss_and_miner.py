@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from operator_cases import each_backend
 from oracle import METRICS, make
 from torch import Tensor, nn
 
@@ -48,7 +49,6 @@ MINERS: dict[str, Callable[..., nn.Module]] = {
     "multi-similarity": MultiSimilarityMiner,
     "distance-weighted": DistanceWeightedMiner,
 }
-each_backend = pytest.mark.parametrize("backend", ["kernel", "reference"])
 each_miner = pytest.mark.parametrize("miner", MINERS)
 
 

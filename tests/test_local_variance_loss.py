@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from structure_cases import assert_near, each_backend, rows, weights
+from operator_cases import each_backend
+from structure_cases import assert_near, rows, weights
 from torch import Tensor
 
 from dmlfast import use_backend

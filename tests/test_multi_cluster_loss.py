@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from structure_cases import assert_near, doubles, each_backend, rows, weights
+from operator_cases import each_backend
+from structure_cases import assert_near, doubles, rows, weights
 from torch import Tensor, nn
 
 import dmlfast.functional as F

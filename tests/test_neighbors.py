@@ -8,19 +8,8 @@ from collections.abc import Callable
 import oracle
 import pytest
 import torch
-from neighbors_cases import (
-    DTYPES,
-    FORMS,
-    INTEGERS,
-    ISAS,
-    SELECTIONS,
-    Problem,
-    assert_same_bits,
-    distance_only,
-    each_backend,
-    each_metric,
-    each_selection,
-)
+from neighbors_cases import FORMS, INTEGERS, SELECTIONS, Problem, distance_only, each_selection
+from operator_cases import DTYPES, ISAS, assert_same_bits, each_backend, each_metric
 from oracle import DATA, make
 from torch import Tensor
 

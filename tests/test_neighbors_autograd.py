@@ -8,15 +8,14 @@ from functools import partial
 import oracle
 import pytest
 import torch
-from neighbors_cases import (
+from neighbors_cases import SELECTIONS, Problem, distance_only, each_selection
+from operator_cases import (
     DTYPES,
-    SELECTIONS,
-    Problem,
     assert_same_bits,
-    distance_only,
+    compile_whole,
     each_backend,
     each_metric,
-    each_selection,
+    opcheck,
 )
 from oracle import make
 from torch import Tensor
@@ -170,20 +169,7 @@ def test_opcheck_accepts_every_operator_of_the_family(dtype, operator_calls):
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("dmlfast::neighbors_") and name != "dmlfast::neighbors_search_counts"
     }
-    for function, arguments in calls:
-        backward = function.overloadpacket.__name__.endswith("_backward")
-        copies = tuple(
-            a.detach().clone().requires_grad_(a.is_floating_point() and not backward)
-            if isinstance(a, Tensor)
-            else a
-            for a in arguments
-        )
-        torch.library.opcheck(function, copies)
-
-
-# Inductor treats the operators as opaque: tracing and ahead-of-time autograd are what can fail,
-# and need no C++ compiler.
-compile_whole = partial(torch.compile, backend="aot_eager", fullgraph=True)
+    opcheck(calls)
 
 
 @each_selection

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from neighbors_cases import SELECTIONS, assert_same_bits, distance_only
+from neighbors_cases import SELECTIONS, distance_only
+from operator_cases import assert_same_bits
 from oracle import METRICS
 from torch import Tensor
 

@@ -9,14 +9,8 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from neighbors_cases import (
-    DTYPES,
-    ISAS,
-    Problem,
-    assert_same_bits,
-    each_backend,
-    each_metric,
-)
+from neighbors_cases import Problem
+from operator_cases import DTYPES, ISAS, assert_same_bits, each_backend, each_metric
 from oracle import DATA, METRICS
 from torch import Tensor
 

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from functools import partial
 
 import oracle
 import pytest
 import torch
-from neighbors_cases import (
-    DTYPES,
-    ISAS,
-    Problem,
-    assert_same_bits,
-    each_backend,
-    each_metric,
-)
+from neighbors_cases import Problem
+from operator_cases import DTYPES, ISAS, assert_same_bits, compile_whole, each_backend, each_metric
 from oracle import DATA, make
 from torch import Tensor
 
@@ -317,9 +310,6 @@ def test_a_second_backward_raises():
 
 
 # --- what torch does around it --------------------------------------------------------------------
-
-# Tracing and ahead-of-time autograd are what can fail, and need no C++ compiler.
-compile_whole = partial(torch.compile, backend="aot_eager", fullgraph=True)
 
 
 @each_backend

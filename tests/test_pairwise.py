@@ -6,18 +6,25 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
 import oracle
 import pytest
 import torch
+from operator_cases import (
+    DTYPES,
+    ISAS,
+    assert_same_bits,
+    compile_whole,
+    each_backend,
+    each_metric,
+    opcheck,
+)
 from oracle import make, relative_error
-from pairwise_cases import DTYPES, Problem, each_backend, each_form, each_metric, off_diagonal
+from pairwise_cases import Problem, each_form, off_diagonal
 from torch import Tensor
 
 import dmlfast.functional as F
-from dmlfast import _library, use_backend
+from dmlfast import use_backend
 
-ISAS = _library.module.usable_cpu_isas()
 EUCLIDEAN = ("euclidean", "sqeuclidean")
 
 
@@ -277,8 +284,7 @@ def test_one_thread_and_two_give_the_same_bits(metric, form, isa, select_isa, se
     set_threads(1)
     expected = _forward_and_backward(metric, form)
     set_threads(2)
-    for a, e in zip(_forward_and_backward(metric, form), expected, strict=True):
-        np.testing.assert_array_equal(a.detach().numpy(), e.detach().numpy())
+    assert_same_bits(_forward_and_backward(metric, form), expected)
 
 
 # --- what torch does around it --------------------------------------------------------------------
@@ -314,21 +320,8 @@ def test_opcheck_accepts_the_operators_and_their_gradients(operator_calls):
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("dmlfast::pairwise_")
     }
-    for function, arguments in calls:
-        backward = function.overloadpacket.__name__.endswith("_backward")
-        copies = tuple(
-            # A moment's centre is a constant.
-            a.detach().clone().requires_grad_(a.dtype == torch.float32 and not backward)
-            if isinstance(a, Tensor)
-            else a
-            for a in arguments
-        )
-        torch.library.opcheck(function, copies)
-
-
-# Inductor treats the operators as opaque: tracing and ahead-of-time autograd are what can fail,
-# and need no C++ compiler.
-compile_whole = partial(torch.compile, backend="aot_eager", fullgraph=True)
+    # A moment's centre is a constant.
+    opcheck(calls, constants=torch.float64)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import oracle
 import pytest
 import torch
+from operator_cases import DTYPES, each_backend, each_metric
 from oracle import make, relative_error
-from pairwise_cases import DTYPES, Problem, each_backend, each_form, each_metric, off_diagonal
+from pairwise_cases import Problem, each_form, off_diagonal
 from torch import Tensor
 
 import dmlfast.functional as F

@@ -6,22 +6,27 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
 import oracle
 import pytest
 import torch
+from operator_cases import (
+    DTYPES,
+    ISAS,
+    NAMESPACE,
+    assert_same_bits,
+    compile_whole,
+    each_backend,
+    opcheck,
+)
 from torch import Tensor
 
 import dmlfast.functional as F
-from dmlfast import _library, use_backend
+from dmlfast import use_backend
 
-ISAS = _library.module.usable_cpu_isas()
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 PAIRS = ("all", "adjacent", "band")
 # No row, rows that fill no vector, rows that do; no pair, and sizes on both sides of a vector.
 SIZES = [(0, 5), (1, 2), (7, 1), (7, 5), (1000, 5), (33, 32), (9, 33), (5, 0)]
 
-each_backend = pytest.mark.parametrize("backend", ["kernel", "reference"])
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_pairs = pytest.mark.parametrize("pairs", PAIRS)
 
@@ -286,8 +291,7 @@ def test_one_thread_and_two_give_the_same_bits(pairs, isa, select_isa, set_threa
     set_threads(1)
     expected = _forward_and_backward(pairs)
     set_threads(2)
-    for a, e in zip(_forward_and_backward(pairs), expected, strict=True):
-        np.testing.assert_array_equal(a.detach().numpy(), e.detach().numpy())
+    assert_same_bits(_forward_and_backward(pairs), expected)
 
 
 @each_pairs
@@ -296,8 +300,7 @@ def test_every_instruction_set_gives_the_same_bits(pairs, isa, select_isa):
     select_isa("baseline")
     expected = _forward_and_backward(pairs)
     select_isa(isa)
-    for a, e in zip(_forward_and_backward(pairs), expected, strict=True):
-        np.testing.assert_array_equal(a.detach().numpy(), e.detach().numpy())
+    assert_same_bits(_forward_and_backward(pairs), expected)
 
 
 # --- what torch does around it --------------------------------------------------------------------
@@ -323,20 +326,7 @@ def test_opcheck_accepts_the_operator_and_its_gradient(backend, operator_calls: 
 
     calls = operator_calls(run, NAMESPACE[backend])
     assert len(calls) == 2
-    for function, arguments in calls:
-        backward = function.overloadpacket.__name__.endswith("_backward")
-        copies = tuple(
-            a.detach().clone().requires_grad_(not backward) if isinstance(a, Tensor) else a
-            for a in arguments
-        )
-        torch.library.opcheck(function, copies)
-
-
-NAMESPACE = {"kernel": "dmlfast", "reference": "dmlfast_reference"}
-
-# Inductor treats the operators as opaque: tracing and ahead-of-time autograd are what can fail,
-# and need no C++ compiler.
-compile_whole = partial(torch.compile, backend="aot_eager", fullgraph=True)
+    opcheck(calls)
 
 
 @each_backend

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 
-import numpy as np
 import oracle
 import pytest
 import torch
+from operator_cases import (
+    DTYPES,
+    ISAS,
+    NAMESPACE,
+    assert_same_bits,
+    compile_whole,
+    each_backend,
+    opcheck,
+)
 from oracle import relative_error
 from torch import Tensor
 
 import dmlfast.functional as F
-from dmlfast import _library, use_backend
+from dmlfast import use_backend
 
-ISAS = _library.module.usable_cpu_isas()
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # (B, J, d, p): nothing, one row, and sizes that fit no vector and no chunk of rows.
 SIZES = [(0, 5, 4, 3), (1, 1, 2, 3), (7, 2, 5, 33), (7, 0, 4, 3), (1000, 5, 6, 17), (40, 33, 8, 64)]
 
-each_backend = pytest.mark.parametrize("backend", ["kernel", "reference"])
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_form = pytest.mark.parametrize("form", ["own", "bias", "targets", "bias and targets"])
 
@@ -303,8 +307,7 @@ def test_one_thread_and_two_give_the_same_bits(form, isa, select_isa, set_thread
     set_threads(1)
     expected = _forward_and_backward(form)
     set_threads(2)
-    for a, e in zip(_forward_and_backward(form), expected, strict=True):
-        np.testing.assert_array_equal(a.detach().numpy(), e.detach().numpy())
+    assert_same_bits(_forward_and_backward(form), expected)
 
 
 @each_form
@@ -335,9 +338,6 @@ def test_a_second_backward_raises(backend):
             (gradient.square().sum() + x.sum()).backward()
 
 
-NAMESPACE = {"kernel": "dmlfast", "reference": "dmlfast_reference"}
-
-
 @each_backend
 def test_opcheck_accepts_the_operator_and_its_gradient(backend, operator_calls: Callable):
     def run() -> None:
@@ -348,18 +348,7 @@ def test_opcheck_accepts_the_operator_and_its_gradient(backend, operator_calls: 
 
     calls = operator_calls(run, NAMESPACE[backend])
     assert len(calls) == 4
-    for function, arguments in calls:
-        backward = function.overloadpacket.__name__.endswith("_backward")
-        copies = tuple(
-            a.detach().clone().requires_grad_(not backward) if isinstance(a, Tensor) else a
-            for a in arguments
-        )
-        torch.library.opcheck(function, copies)
-
-
-# Inductor treats the operators as opaque: tracing and ahead-of-time autograd are what can fail,
-# and need no C++ compiler.
-compile_whole = partial(torch.compile, backend="aot_eager", fullgraph=True)
+    opcheck(calls)
 
 
 @each_backend

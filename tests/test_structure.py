@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 
-import numpy as np
 import pytest
 import torch
+from operator_cases import ISAS, NAMESPACE, assert_same_bits, compile_whole, each_backend, opcheck
+from oracle import returned_dtype
 from structure_cases import (
-    NAMESPACE,
     assert_near,
-    copies_for_opcheck,
     doubles,
-    each_backend,
     each_dtype,
-    returned,
     root,
     rows,
     squares_written_out,
@@ -25,9 +21,8 @@ from structure_cases import (
 from torch import Tensor
 
 import dmlfast.functional as F
-from dmlfast import _library, use_backend
+from dmlfast import use_backend
 
-ISAS = _library.module.usable_cpu_isas()
 # Anchors, references (None: the batch) and dimensions; sizes on both sides of a panel and a block.
 SIZES = [
     *((0, None, 3), (1, None, 3), (2, None, 1), (7, None, 3), (130, None, 64), (130, None, 130)),
@@ -74,7 +69,7 @@ def test_distances_and_their_gradients_are_those_of_the_formula(squared, dtype, 
     double = doubles(*leaves)
     expected = written_out(*double, squared=squared)
     assert distance.shape == expected.shape
-    assert distance.dtype == returned(dtype)
+    assert distance.dtype == returned_dtype(dtype)
     # Some ten roundings of float32; a square near 1e-3 of its terms loses three digits of them.
     exact = dtype == torch.float64
     rtol = 1e-13 if exact else 2e-5
@@ -188,7 +183,7 @@ def test_equal_rows_have_distance_0_and_gradient_0(form, backend, dtype):
     with use_backend(backend):
         distance = F.adaptive_distance(*leaves)
         gradients = torch.autograd.grad(distance.sum(), leaves[:2])
-    assert torch.equal(distance, torch.zeros(21, 21, dtype=returned(dtype)))
+    assert torch.equal(distance, torch.zeros(21, 21, dtype=returned_dtype(dtype)))
     for gradient in gradients:
         assert torch.equal(gradient, torch.zeros_like(e))
 
@@ -311,8 +306,7 @@ def test_one_thread_and_two_give_the_same_bits(form, isa, select_isa, set_thread
         distance = F.adaptive_distance(*leaves)
         up = upstream(distance).float()
         results.append((distance, *torch.autograd.grad(distance, leaves, up)))
-    for a, b in zip(*results, strict=True):
-        np.testing.assert_array_equal(a.detach().numpy(), b.detach().numpy())
+    assert_same_bits(*results)
 
 
 # --- what torch does around it --------------------------------------------------------------------
@@ -340,13 +334,7 @@ def test_opcheck_accepts_the_operator_and_its_gradient(form, backend, operator_c
 
     calls = operator_calls(run, NAMESPACE[backend])
     assert len(calls) == 2
-    for function, arguments in calls:
-        torch.library.opcheck(function, copies_for_opcheck(function, arguments))
-
-
-# Inductor treats the operators as opaque: tracing and ahead-of-time autograd are what can fail,
-# and need no C++ compiler.
-compile_whole = partial(torch.compile, backend="aot_eager", fullgraph=True)
+    opcheck(calls, constants=torch.float64)
 
 
 @each_form

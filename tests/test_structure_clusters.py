@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 import torch
+from operator_cases import ISAS, NAMESPACE, each_backend
+from oracle import returned_dtype
 from structure_cases import (
-    NAMESPACE,
     assert_near,
-    copies_for_opcheck,
+    clusters_problem,
     doubles,
-    each_backend,
     each_dtype,
-    returned,
     root,
     rows,
     squares_written_out,
@@ -26,9 +23,8 @@ from structure_cases import (
 from torch import Tensor
 
 import dmlfast.functional as F
-from dmlfast import _library, use_backend
+from dmlfast import use_backend
 
-ISAS = _library.module.usable_cpu_isas()
 CLUSTERS = (1, 2, 4, 8)
 # No row, a row without others, rows that fill no panel, one block and several.
 SIZES = [(0, 3), (1, 3), (2, 1), (2, 130), (7, 3), (130, 1), (130, 64), (130, 130), (1000, 3)]
@@ -36,12 +32,6 @@ LARGE = (1000, 130)
 
 each_clusters = pytest.mark.parametrize("clusters", CLUSTERS)
 each_include_self = pytest.mark.parametrize("include_self", [True, False])
-
-
-def problem(
-    n: int, d: int, dtype: torch.dtype = torch.float32, kind: str = "random"
-) -> tuple[Tensor, Tensor]:
-    return rows(n, d, dtype, kind), weights(n, d, dtype)
 
 
 class WrittenOut(NamedTuple):
@@ -124,14 +114,14 @@ def kink_slack(found: WrittenOut, up: Tensor) -> tuple[float, float]:
 @each_backend
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_the_loss_and_its_gradients_are_those_of_the_formula(clusters, dtype, backend, size):
-    e, w = problem(*size, dtype)
+    e, w = clusters_problem(*size, dtype)
     up = torch.linspace(-1, 2, size[0], dtype=torch.float64)
     with use_backend(backend):
         loss = F.multi_cluster_loss(e, w, clusters=clusters, reduction="none")
         gradients = torch.autograd.grad(loss, (e, w), up.to(loss.dtype))
     double = doubles(e, w)
     found = written_out(*double, clusters=clusters)
-    assert loss.dtype == returned(dtype)
+    assert loss.dtype == returned_dtype(dtype)
     exact = dtype == torch.float64
     assert_near(loss, found.loss, 1e-13 if exact else 2e-6)
     right = torch.autograd.grad((found.loss * up).sum() + 0 * sum(x.sum() for x in double), double)
@@ -149,7 +139,7 @@ def test_a_large_batch_is_right():
 @each_include_self
 @each_backend
 def test_two_clusters_are_the_structure_loss_of_nasa(include_self, backend):
-    e, w = problem(60, 8, torch.float64)
+    e, w = clusters_problem(60, 8, torch.float64)
     n = len(e)
     # As the formulas stand in the source, for rows that are nowhere nearly equal.
     plain = (e[:, None] - e[None]).square().sum(2).sqrt().detach()
@@ -189,7 +179,7 @@ def test_two_clusters_are_the_structure_loss_of_nasa(include_self, backend):
 )
 def test_every_option_is_that_of_the_formula(backend, options):
     options = {"clusters": 4, **options}
-    e, w = problem(90, 6)
+    e, w = clusters_problem(90, 6)
     up = torch.ones(90, dtype=torch.float64)
     with use_backend(backend):
         loss = F.multi_cluster_loss(e, w, reduction="none", **options)
@@ -207,7 +197,7 @@ def test_every_option_is_that_of_the_formula(backend, options):
 @each_backend
 @pytest.mark.parametrize("margin", [0.0, 0.3, -0.05])
 def test_the_ranking_of_clusters_is_that_of_the_formula(clusters, backend, margin):
-    e, w = problem(90, 6)
+    e, w = clusters_problem(90, 6)
     options = {"clusters": clusters, "order_weight": 0.7, "order_margin": margin}
     up = torch.linspace(-1, 2, 90, dtype=torch.float64)
     with use_backend(backend):
@@ -223,7 +213,7 @@ def test_the_ranking_of_clusters_is_that_of_the_formula(clusters, backend, margi
 
 @each_backend
 def test_reductions_are_over_all_anchors(backend):
-    e, w = problem(37, 5)
+    e, w = clusters_problem(37, 5)
     expected = written_out(*doubles(e, w)).loss.detach()
     with use_backend(backend):
         mean, total = (F.multi_cluster_loss(e, w, reduction=r) for r in ("mean", "sum"))
@@ -235,7 +225,7 @@ def test_reductions_are_over_all_anchors(backend):
 @each_clusters
 @pytest.mark.parametrize("order_weight", [0.0, 0.7])
 def test_gradcheck(clusters, order_weight):
-    leaves = problem(6, 3, torch.float64)
+    leaves = clusters_problem(6, 3, torch.float64)
     # Mean and deviation are constants, which a numeric derivative would move.
     with pytest.MonkeyPatch.context() as patch:
         targets = 0.3 + 0.7 * torch.arange(clusters, 0, -1, dtype=torch.float64) / clusters
@@ -277,7 +267,7 @@ def test_strides_do_not_matter(backend):
 @each_backend
 @pytest.mark.parametrize("size", [(0, 0), (0, 3), (1, 3), (1, 0), (3, 0)], ids=str)
 def test_without_distances_the_loss_is_0_and_attached(clusters, backend, size):
-    e, w = problem(*size)
+    e, w = clusters_problem(*size)
     for order_weight in (0.0, 1.0):
         with use_backend(backend):
             loss = F.multi_cluster_loss(e, w, clusters=clusters, order_weight=order_weight)
@@ -323,7 +313,7 @@ def test_near_duplicates_keep_the_digits_of_their_gradient(clusters, backend, ga
 @each_backend
 @pytest.mark.parametrize("kind", ["shifted", "clustered", "tied"])
 def test_a_shift_and_ties_cost_no_digits(backend, kind):
-    e, w = problem(60, 7, kind=kind)
+    e, w = clusters_problem(60, 7, kind=kind)
     up = torch.ones(60, dtype=torch.float64)
     with use_backend(backend):
         loss = F.multi_cluster_loss(e, w, clusters=4, reduction="none")
@@ -339,7 +329,7 @@ def test_a_shift_and_ties_cost_no_digits(backend, kind):
 @each_backend
 @pytest.mark.parametrize("size", [1e-15, 1e-6, 1e6, 1e15])
 def test_the_size_of_embeddings_is_a_unit(backend, size):
-    e, w = (x.detach() for x in problem(50, 5))
+    e, w = (x.detach() for x in clusters_problem(50, 5))
     exponent = 2.0 ** round(math.log2(size))
     results = []
     for factor in (1.0, exponent):
@@ -355,7 +345,7 @@ def test_the_size_of_embeddings_is_a_unit(backend, size):
 @each_backend
 @pytest.mark.parametrize("sharpness", [1e3, 1e10, 1e30, 1e300])
 def test_the_sharpest_assignment_is_to_the_nearest(backend, sharpness):
-    e, w = problem(50, 5)
+    e, w = clusters_problem(50, 5)
     found = written_out(*doubles(e, w), clusters=3)
     gap = (found.distance[..., None] - found.targets).abs().amin(2)
     expected = gap.fill_diagonal_(0).sum(1) / 49
@@ -372,7 +362,7 @@ def test_the_sharpest_assignment_is_to_the_nearest(backend, sharpness):
 @each_backend
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_an_embedding_that_is_not_finite_makes_everything_nan(backend, bad):
-    e, w = problem(33, 5)
+    e, w = clusters_problem(33, 5)
     with torch.no_grad():
         e[4, 1] = bad
     with use_backend(backend):
@@ -396,7 +386,7 @@ def test_distances_beyond_float32_make_everything_nan(backend):
 @each_backend
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_the_operator_has_no_loss_without_one_of_its_targets(backend, bad):
-    e, w = problem(33, 5)
+    e, w = clusters_problem(33, 5)
     operators = getattr(torch.ops, NAMESPACE[backend])
     targets = torch.tensor([bad, 0.5], dtype=torch.float64)
     loss, *_ = operators.structure_clusters(e, w, targets, 10.0, True, False)
@@ -409,7 +399,7 @@ def test_the_operator_has_no_loss_without_one_of_its_targets(backend, bad):
 @pytest.mark.parametrize("order_weight", [0.0, 1.0])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
 def test_weights_that_are_no_metric_make_an_anchor_nan(backend, order_weight, bad):
-    e, w = problem(33, 5)
+    e, w = clusters_problem(33, 5)
     with torch.no_grad():
         w[6, 2] = bad
     keep = torch.arange(33) != 6
@@ -432,130 +422,3 @@ def test_every_instruction_set_is_right(isa, select_isa):
     test_the_ranking_of_clusters_is_that_of_the_formula(4, "kernel", 0.3)
     test_near_duplicates_keep_the_digits_of_their_gradient(4, "kernel", 1e-4)
     test_the_loss_and_its_gradients_are_those_of_the_formula(8, torch.float32, "kernel", (130, 64))
-
-
-# --- same bits on every run -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("order_weight", [0.0, 0.7])
-@pytest.mark.parametrize("isa", ISAS)
-def test_one_thread_and_two_give_the_same_bits(order_weight, isa, select_isa, set_threads):
-    select_isa(isa)
-    results = []
-    for threads in (1, 2, 2):
-        set_threads(threads)
-        e, w = problem(703, 6)
-        loss = F.multi_cluster_loss(e, w, clusters=4, order_weight=order_weight, reduction="none")
-        gradients = torch.autograd.grad(loss, (e, w), torch.linspace(-1, 2, 703))
-        mean = F.multi_cluster_loss(e, w, clusters=4, order_weight=order_weight)
-        results.append((loss, mean, *gradients))
-    for other in results[1:]:
-        for a, b in zip(results[0], other, strict=True):
-            np.testing.assert_array_equal(a.detach().numpy(), b.detach().numpy())
-
-
-# --- what torch does around it --------------------------------------------------------------------
-
-
-@each_backend
-def test_a_second_backward_raises(backend):
-    e, w = problem(9, 3)
-    with use_backend(backend):
-        (gradient,) = torch.autograd.grad(F.multi_cluster_loss(e, w), e, create_graph=True)
-        # e.sum() keeps a graph alive: a gradient that was silently constant would pass.
-        with pytest.raises(RuntimeError, match="differentiate"):
-            (gradient.square().sum() + e.sum()).backward()
-
-
-@each_backend
-@pytest.mark.parametrize("order_weight", [0.0, 0.7])
-def test_opcheck_accepts_the_operator_and_its_gradient(
-    backend, order_weight, operator_calls: Callable
-):
-    e, w = problem(9, 3)
-
-    def run() -> None:
-        with use_backend(backend):
-            torch.autograd.grad(F.multi_cluster_loss(e, w, order_weight=order_weight), (e, w))
-
-    calls = [
-        call
-        for call in operator_calls(run, NAMESPACE[backend])
-        if call[0].overloadpacket.__name__.startswith("structure_")
-    ]
-    assert len(calls) == 2
-    for function, arguments in calls:
-        torch.library.opcheck(function, copies_for_opcheck(function, arguments))
-
-
-# Inductor treats the operators as opaque: tracing and ahead-of-time autograd are what can fail,
-# and need no C++ compiler.
-compile_whole = partial(torch.compile, backend="aot_eager", fullgraph=True)
-
-
-@each_backend
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("order_weight", [0.0, 0.7])
-def test_compiles_whole_forward_and_backward(backend, dynamic, order_weight):
-    function = partial(F.multi_cluster_loss, clusters=4, order_weight=order_weight)
-    compiled = compile_whole(function, dynamic=dynamic)
-    with use_backend(backend):
-        for n in (24, 35):
-            results = []
-            for f in (function, compiled):
-                e, w = problem(n, 4)
-                loss = f(e, w)
-                results.append((loss, *torch.autograd.grad(loss, (e, w))))
-            # A scalar's order of summation is the compiler's.
-            torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-7)
-    torch.compiler.reset()
-
-
-@each_backend
-def test_autocast_leaves_the_dtype_it_receives(backend):
-    e, w = problem(20, 5)
-    with use_backend(backend):
-        expected = F.multi_cluster_loss(e, w)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert torch.equal(F.multi_cluster_loss(e, w), expected)
-
-
-# --- errors ---------------------------------------------------------------------------------------
-
-X = torch.zeros(6, 3)
-ERRORS = {
-    "e is 3-D": ({"e": X[None]}, ValueError, r"e: expected a 2-D tensor.*got \(1, 6, 3\)"),
-    "w is longer": ({"w": torch.zeros(7, 3)}, ValueError, r"w: expected \(6, 3\), the shape of e"),
-    "no cluster": ({"clusters": 0}, ValueError, "clusters: expected at least 1, got 0"),
-    "half a cluster": ({"clusters": 2.5}, TypeError, "clusters: expected an integer, got 2.5"),
-    "spread below 0": ({"spread": -1}, ValueError, "spread: expected a finite number of at least"),
-    "sharpness inf": ({"sharpness": math.inf}, ValueError, "sharpness: expected a finite number"),
-    "floor of text": ({"floor": "0.2"}, TypeError, "floor: expected a number, got '0.2'"),
-    "floor below 0": ({"floor": -0.1}, ValueError, "floor: expected a finite number of at least 0"),
-    "include_self of 1": ({"include_self": 1}, TypeError, "include_self: expected True or False"),
-    "order_weight NaN": ({"order_weight": math.nan}, ValueError, "order_weight: expected a number"),
-    "order_margin inf": ({"order_margin": math.inf}, ValueError, "order_margin: expected a finite"),
-    "unknown reduction": ({"reduction": "max"}, ValueError, "reduction: expected one of .*'max'"),
-}
-
-
-@each_backend
-@pytest.mark.parametrize("mistake", ERRORS)
-def test_a_mistake_is_named(backend, mistake):
-    arguments, error, message = ERRORS[mistake]
-    with use_backend(backend), pytest.raises(error, match=message):
-        F.multi_cluster_loss(**{"e": X, "w": X, **arguments})
-
-
-# --- memory ---------------------------------------------------------------------------------------
-
-
-def test_needs_no_matrix_of_pairs(resident_growth: Callable):
-    # Embeddings and weights are 8 MB, packed 8 MB twice, with sums for gradients three times that.
-    # One float32 matrix of the pairs would be 268 MB, and the shares of four clusters 1 GB.
-    growth = resident_growth(
-        "e = torch.randn(8192, 128, requires_grad=True)\n"
-        "w = torch.ones(8192, 128, requires_grad=True)",
-        "F.multi_cluster_loss(e, w, clusters=4).backward()",
-    )
-    assert growth < 12 * 2 * 8192 * 128 * 4
