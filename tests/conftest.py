@@ -14,6 +14,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dmlfast import _library
+from dmlfast.data import glyphs
+from dmlfast.data.rendering import Glyphs
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -113,3 +115,17 @@ def operator_calls() -> Callable[..., list[tuple]]:
         return mode.calls
 
     return record
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds the rendered glyphs; tests only read it."""
+    folder = tmp_path_factory.mktemp("cache")
+    glyphs.bitmaps(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clean(cache: Path) -> Glyphs:
+    """The glyphs as rendered."""
+    return glyphs.bitmaps(cache)
