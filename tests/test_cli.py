@@ -257,7 +257,10 @@ def test_a_method_has_options_of_its_own_and_its_metrics_are_printed(
 
 def test_an_option_of_another_method_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     error = error_of(capsys, "train", "--method", "gar", "--positives", "all", "--margin", "0.2")
-    assert "unknown setting for the method gar: margin, a setting of triplet and ssr; " in error
+    assert (
+        "unknown setting for the method gar: margin, a setting of triplet, ssr, nasa, namr; "
+        in error
+    )
     assert "positives, a setting of triplet." in error
 
 

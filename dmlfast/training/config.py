@@ -128,7 +128,7 @@ class TrainConfig:
             others = {name: _methods_with(name) for name in unknown}
             reason = f" for the method {method.name}" if any(others.values()) else ""
             named = (
-                f"{name}, a setting of {' and '.join(owners)}" if owners else name
+                f"{name}, a setting of {', '.join(owners)}" if owners else name
                 for name, owners in others.items()
             )
             raise ValueError(f"unknown setting{reason}: {'; '.join(named)}")
