@@ -13,7 +13,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dmlfast.evaluation import RetrievalMetrics, _rows, embed, evaluate_retrieval, retrieval
+from dmlfast.evaluation import (
+    RetrievalMetrics,
+    _rows,
+    embed,
+    evaluate_neighbors,
+    evaluate_retrieval,
+    retrieval,
+)
 
 pytest.importorskip("faiss")
 
@@ -459,3 +466,52 @@ def test_embed_names_what_is_wrong(
 ) -> None:
     with pytest.raises(error, match=message):
         embed(model, images, batch_size=batch_size)
+
+
+def nearest(rows: Tensor, k: int) -> Tensor:
+    far = torch.cdist(rows, rows).fill_diagonal_(math.inf)
+    return far.argsort(dim=1)[:, :k]
+
+
+def test_the_metrics_of_complete_lists_are_those_of_the_search() -> None:
+    rows, labels = clustered(0)
+    found = evaluate_neighbors(nearest(rows, 20), labels)
+    assert found == evaluate_retrieval(rows, labels)
+    copies = evaluate_neighbors(nearest(rows, 20)[:9].int(), labels[:9], labels)
+    assert copies.num_queries == 9
+    # With references a query counts its own row, which these lists lack.
+    within = evaluate_neighbors(nearest(rows, 20), labels)
+    assert copies.r_precision != within.r_precision
+
+
+def test_what_a_list_lacks_is_not_found() -> None:
+    labels = torch.tensor([0, 0, 0, 0, 1, 1])
+    lists = torch.tensor([[1, 2], [-1, -1], [0, -1], [5, 4], [0, 5], [4, -1]])
+    assert values(evaluate_neighbors(lists, labels)) == pytest.approx(
+        metrics_of_hits(
+            [
+                ([True, True, False], 3),
+                ([False] * 3, 3),
+                ([True, False, False], 3),
+                ([False] * 3, 3),
+                ([False, True], 1),
+                ([True, False], 1),
+            ],
+            (1, 2, 4, 8),
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("lists", "error", "message"),
+    [
+        (torch.zeros(4, 2), TypeError, "neighbors must have an integer dtype, got float32"),
+        (torch.zeros(4, 0, dtype=torch.int64), ValueError, "neighbors must have shape"),
+        (torch.zeros(3, 2, dtype=torch.int64), ValueError, "query_labels must have shape .3,."),
+        (torch.full((4, 2), 4), ValueError, "neighbors must be rows from 0 to 3, or -1 for none"),
+        (torch.full((4, 2), -2), ValueError, "neighbors must be rows from 0 to 3, or -1 for none"),
+    ],
+)
+def test_lists_that_are_none_are_refused(lists: Tensor, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        evaluate_neighbors(lists, torch.arange(4))

@@ -12,7 +12,12 @@ from dmlfast.evaluation.intensity import (
     evaluate_intensity_ranking,
     view_similarities,
 )
-from dmlfast.evaluation.retrieval import RetrievalMetrics, embed, evaluate_retrieval
+from dmlfast.evaluation.retrieval import (
+    RetrievalMetrics,
+    embed,
+    evaluate_neighbors,
+    evaluate_retrieval,
+)
 
 __all__ = [
     "IntensityRanking",
@@ -21,6 +26,7 @@ __all__ = [
     "embed",
     "evaluate_adaptive_retrieval",
     "evaluate_intensity_ranking",
+    "evaluate_neighbors",
     "evaluate_retrieval",
     "oracle_structure",
     "view_similarities",

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from dmlfast import functional
-from dmlfast.evaluation._rows import chunk_rows, drop_self, parts
-from dmlfast.evaluation.retrieval import (
+from dmlfast.evaluation._metrics import (
     RetrievalMetrics,
-    _check_recall_at,
-    _check_sets,
-    _mean_metrics,
-    _without_queries,
+    check_recall_at,
+    check_sets,
+    mean_metrics,
+    without_queries,
 )
+from dmlfast.evaluation._rows import chunk_rows, drop_self, parts
 from dmlfast.functional import Selection
 from dmlfast.ops._arguments import check_count, check_references, describe
 from dmlfast.ops.neighbors_top import GREATEST_K
@@ -150,9 +150,9 @@ def evaluate_adaptive_retrieval(
             of `references` and `reference_labels`, a row that is not finite in float32, or a
             weight below 0.
     """
-    ranks = _check_recall_at(recall_at)
+    ranks = check_recall_at(recall_at)
     queries, structure = check_structure(queries, structure, ("queries", "structure"))
-    labels = _check_sets(queries, query_labels, references, reference_labels)
+    labels = check_sets(queries, query_labels, references, reference_labels)
     others = None
     if references is not None:
         others = check_references("references", references, "queries", queries).detach()
@@ -160,7 +160,7 @@ def evaluate_adaptive_retrieval(
     if shortlist is not None:
         check_count("shortlist", shortlist, greatest=GREATEST_K)
     if not len(labels.counted):
-        return _without_queries(ranks)
+        return without_queries(ranks)
     width = labels.width(ranks)
     if width > GREATEST_K:
         raise ValueError(
@@ -168,7 +168,7 @@ def evaluate_adaptive_retrieval(
             f"at, got {width}"
         )
     found = _ranking(queries.detach(), structure.detach(), others, width, shortlist).cpu()
-    return _mean_metrics(labels, ranks, found.__getitem__, chunk_rows(width))
+    return mean_metrics(labels, ranks, found.__getitem__, chunk_rows(width))
 
 
 def oracle_structure(x: Tensor, labels: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ def oracle_structure(x: Tensor, labels: Tensor) -> Tensor:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, or a row that is not finite in float32.
     """
-    labels = _check_sets(x, labels, None, None).queries
+    labels = check_sets(x, labels, None, None).queries
     rows = x.detach().double().cpu()  # where sums are deterministic
     classes, row_class = torch.unique(labels, return_inverse=True)
     count = torch.bincount(row_class, minlength=len(classes)).double()[:, None]

@@ -13,44 +13,28 @@ The means run over the queries with R_i > 0.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from dmlfast._optional import require
+from dmlfast.evaluation._metrics import (
+    Labels,
+    RetrievalMetrics,
+    check_integers,
+    check_labels,
+    check_recall_at,
+    check_sets,
+    mean_metrics,
+    without_queries,
+)
 from dmlfast.evaluation._rows import chunk_rows, drop_self, parts
 from dmlfast.ops._arguments import check_count
 
-__all__ = ["RetrievalMetrics", "embed", "evaluate_retrieval"]
+__all__ = ["RetrievalMetrics", "embed", "evaluate_neighbors", "evaluate_retrieval"]
 
 _METRICS = ("euclidean", "sqeuclidean", "cosine", "dot")
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-@dataclass(frozen=True)
-class RetrievalMetrics:
-    """What `evaluate_retrieval` returns. Every value lies in [0, 1], or is NaN without a query.
-
-    Attributes:
-        recall: Recall@K for every K asked for, in the order asked for.
-        r_precision: R-precision.
-        map_at_r: MAP@R.
-        num_queries: how many queries the means run over: those with a reference of their class.
-    """
-
-    recall: Mapping[int, float]
-    r_precision: float
-    map_at_r: float
-    num_queries: int
-
-    def as_dict(self) -> dict[str, float]:
-        """The values by name: `recall@K` in the order of `recall`, `r_precision`, `map@r`."""
-        recalls = {f"recall@{k}": value for k, value in self.recall.items()}
-        return {**recalls, "r_precision": self.r_precision, "map@r": self.map_at_r}
 
 
 def evaluate_retrieval(
@@ -97,12 +81,12 @@ def evaluate_retrieval(
             `reference_labels`, or a row that is not finite in float32.
         ImportError: faiss is not installed.
     """
-    ranks = _check_recall_at(recall_at)
+    ranks = check_recall_at(recall_at)
     if metric not in _METRICS:
         raise ValueError(f"metric must be one of {', '.join(_METRICS)}, got {metric!r}")
-    labels = _check_sets(queries, query_labels, references, reference_labels)
+    labels = check_sets(queries, query_labels, references, reference_labels)
     if not len(labels.counted):
-        return _without_queries(ranks)
+        return without_queries(ranks)
     rows = queries if references is None else references
     search = _searcher(queries.detach(), rows.detach(), metric)
     width = labels.width(ranks)
@@ -111,7 +95,58 @@ def evaluate_retrieval(
         found = search(chosen, width + int(labels.within))
         return drop_self(found, chosen) if labels.within else found
 
-    return _mean_metrics(labels, ranks, neighbours_of, chunk_rows(max(width, queries.shape[1])))
+    return mean_metrics(labels, ranks, neighbours_of, chunk_rows(max(width, queries.shape[1])))
+
+
+def evaluate_neighbors(
+    neighbors: Tensor,
+    query_labels: Tensor,
+    reference_labels: Tensor | None = None,
+    *,
+    recall_at: Sequence[int] = (1, 2, 4, 8),
+) -> RetrievalMetrics:
+    """Recall@K, R-precision and MAP@R of lists of neighbours, such as an index gives.
+
+    As `evaluate_retrieval`. What is missing in a list that is shorter than R is not found.
+
+    Args:
+        neighbors: (N, k) rows of the references, of an integer dtype, the nearest first; -1 for
+            none.
+        query_labels: (N,) of an integer dtype, compared as int64.
+        reference_labels: (M,) alike; None where the queries were searched among themselves, each
+            without itself.
+        recall_at: the K of Recall@K, positive.
+
+    Returns:
+        The metrics and the number of queries they are means of.
+
+    Memory: the arguments, and about 50 MB for a chunk of queries.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong shape, a K below 1, or a neighbour that is no reference.
+    """
+    ranks = check_recall_at(recall_at)
+    check_integers("neighbors", neighbors)
+    if neighbors.dim() != 2 or neighbors.shape[1] == 0:
+        raise ValueError(
+            f"neighbors must have shape (N, k) with k >= 1, got {tuple(neighbors.shape)}"
+        )
+    own = check_labels("query_labels", query_labels, "neighbors", neighbors)
+    if reference_labels is not None:
+        reference_labels = check_labels("reference_labels", reference_labels)
+    labels = Labels.of(own, reference_labels)
+    found = neighbors.to(device="cpu", dtype=torch.int64)
+    last = labels.references.shape[0] - 1
+    if found.numel() and not -1 <= int(found.min()) <= int(found.max()) <= last:
+        raise ValueError(
+            f"neighbors must be rows from 0 to {last}, or -1 for none, got some from "
+            f"{int(found.min())} to {int(found.max())}"
+        )
+    if not len(labels.counted):
+        return without_queries(ranks)
+    step = chunk_rows(max(1, found.shape[1]))
+    return mean_metrics(labels, ranks, found.__getitem__, step)
 
 
 def embed(model: torch.nn.Module, images: Tensor, *, batch_size: int = 1024) -> Tensor:
@@ -173,133 +208,6 @@ def _check_output(output: object, rows: int) -> Tensor:
     return output
 
 
-def _check_recall_at(recall_at: Sequence[int]) -> tuple[int, ...]:
-    """`recall_at` without repetitions, checked to be positive integers."""
-    if not isinstance(recall_at, Sequence) or isinstance(recall_at, str):
-        raise TypeError(
-            f"recall_at must be a sequence of positive ints, got {type(recall_at).__name__}"
-        )
-    for place, k in enumerate(recall_at):
-        check_count(f"recall_at[{place}]", k)
-    return tuple(dict.fromkeys(recall_at))
-
-
-class _Labels(NamedTuple):
-    """What the metrics know of queries and references beside who is near whom.
-
-    Attributes:
-        queries: (N,) int64 on the CPU.
-        references: (M,) alike.
-        within: whether the queries are searched among themselves.
-        relevant: (N,) int64, R of each query.
-        counted: the queries with R > 0, ascending.
-    """
-
-    queries: Tensor
-    references: Tensor
-    within: bool
-    relevant: Tensor
-    counted: Tensor
-
-    def width(self, ranks: Sequence[int]) -> int:
-        """How many neighbours of each query the metrics look at."""
-        wanted = max(int(self.relevant.max()), *ranks)
-        return min(wanted, self.references.shape[0] - int(self.within))
-
-
-def _check_sets(
-    queries: Tensor,
-    query_labels: Tensor,
-    references: Tensor | None,
-    reference_labels: Tensor | None,
-) -> _Labels:
-    """The labels of checked arguments."""
-    query_labels = _check_set("queries", queries, "query_labels", query_labels)
-    within = references is None
-    if references is None or reference_labels is None:
-        if references is not None or reference_labels is not None:
-            missing = "reference_labels" if reference_labels is None else "references"
-            raise ValueError(
-                "references and reference_labels must be given together or not at all, "
-                f"got no {missing}"
-            )
-        reference_labels = query_labels
-    else:
-        reference_labels = _check_set(
-            "references", references, "reference_labels", reference_labels
-        )
-        if references.shape[1] != queries.shape[1]:
-            raise ValueError(
-                f"references must have the {queries.shape[1]} columns of queries, "
-                f"got {references.shape[1]}"
-            )
-    relevant = _count_relevant(query_labels, reference_labels) - int(within)
-    counted = torch.nonzero(relevant > 0).flatten()
-    return _Labels(query_labels, reference_labels, within, relevant, counted)
-
-
-def _without_queries(ranks: Sequence[int]) -> RetrievalMetrics:
-    return RetrievalMetrics(dict.fromkeys(ranks, math.nan), math.nan, math.nan, 0)
-
-
-def _mean_metrics(
-    labels: _Labels, ranks: Sequence[int], neighbours_of: Callable[[Tensor], Tensor], step: int
-) -> RetrievalMetrics:
-    """The metrics, so many of the counted queries at a time.
-
-    `neighbours_of` maps queries to (n, k) int64 references, the nearest first, -1 for none and
-    without the query itself; k is at least R of each query.
-    """
-    sums = torch.zeros(len(ranks) + 2, dtype=torch.float64)
-    for rows in labels.counted.split(step):
-        neighbours = neighbours_of(rows)
-        hits = labels.references[neighbours] == labels.queries[rows].unsqueeze(1)
-        sums += _metric_sums(hits & (neighbours >= 0), labels.relevant[rows], ranks)
-    means = (sums / labels.counted.numel()).tolist()
-    return RetrievalMetrics(
-        dict(zip(ranks, means[:-2], strict=True)), means[-2], means[-1], labels.counted.numel()
-    )
-
-
-def _check_set(x_name: str, x: Tensor, labels_name: str, labels: Tensor) -> Tensor:
-    """Check embeddings and their labels; return the labels as int64 on the CPU."""
-    for name, value in ((x_name, x), (labels_name, labels)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
-    if x.dtype not in _FLOATS:
-        raise TypeError(
-            f"{x_name} must be float16, bfloat16, float32 or float64, got {_dtype_name(x)}"
-        )
-    if x.dim() != 2 or x.shape[1] == 0:
-        raise ValueError(f"{x_name} must have shape (N, d) with d >= 1, got {tuple(x.shape)}")
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"{labels_name} must have an integer dtype, got {_dtype_name(labels)}")
-    if labels.shape != x.shape[:1]:
-        raise ValueError(
-            f"{labels_name} must have shape ({x.shape[0]},) to match {x_name}, "
-            f"got {tuple(labels.shape)}"
-        )
-    bad = sum(int((~part.float().isfinite().all(dim=1)).sum()) for part in parts(x.detach()))
-    if bad:
-        raise ValueError(
-            f"{x_name} must be finite in float32, got {bad} of {x.shape[0]} rows that are not"
-        )
-    return labels.to(device="cpu", dtype=torch.int64)
-
-
-def _dtype_name(x: Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")
-
-
-def _count_relevant(query_labels: Tensor, reference_labels: Tensor) -> Tensor:
-    """(N,) int64: the number of references with the label of each query, the query included."""
-    if not reference_labels.numel():
-        return torch.zeros_like(query_labels)
-    classes, counts = torch.unique(reference_labels, return_counts=True)
-    slot = torch.searchsorted(classes, query_labels).clamp_(max=classes.numel() - 1)
-    return torch.where(classes[slot] == query_labels, counts[slot], 0)
-
-
 def _float_rows(x: Tensor, metric: str) -> Tensor:
     """`x` in float64 on the CPU, of unit length under cosine; zero rows stay zero."""
     rows = x.to(device="cpu", dtype=torch.float64)
@@ -347,18 +255,3 @@ def _peak(x: Tensor, metric: str, shift: Tensor) -> float:
     """The largest absolute entry of the shifted rows, 1 when all are zero."""
     peaks = [float((_float_rows(part, metric) - shift).abs().amax()) for part in parts(x)]
     return max(peaks) or 1.0
-
-
-def _metric_sums(hits: Tensor, relevant: Tensor, ranks: Sequence[int]) -> Tensor:
-    """(len(ranks) + 2,) float64: sums over the rows of Recall@K for each K, RP and MAP@R.
-
-    `hits` is (n, k) bool, nearest first; `relevant` is (n,) int64, R of each row, 1 <= R <= k.
-    """
-    recalls = [hits[:, :k].any(dim=1).sum(dtype=torch.float64) for k in ranks]
-    place = torch.arange(1, hits.shape[1] + 1)
-    hits = hits & (place <= relevant.unsqueeze(1))
-    found = hits.cumsum(dim=1)
-    r_precision = found[:, -1] / relevant.double()
-    precision = found.double().div_(place).mul_(hits)
-    average_precision = precision.sum(dim=1) / relevant
-    return torch.stack([*recalls, r_precision.sum(), average_precision.sum()])

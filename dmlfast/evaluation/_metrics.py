@@ -1,0 +1,198 @@
+"""Metrics of lists of neighbours by their labels, and the checks of what is searched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dmlfast.evaluation._rows import parts
+from dmlfast.ops._arguments import check_count
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class RetrievalMetrics:
+    """What `evaluate_retrieval` returns. Every value lies in [0, 1], or is NaN without a query.
+
+    Attributes:
+        recall: Recall@K for every K asked for, in the order asked for.
+        r_precision: R-precision.
+        map_at_r: MAP@R.
+        num_queries: how many queries the means run over: those with a reference of their class.
+    """
+
+    recall: Mapping[int, float]
+    r_precision: float
+    map_at_r: float
+    num_queries: int
+
+    def as_dict(self) -> dict[str, float]:
+        """The values by name: `recall@K` in the order of `recall`, `r_precision`, `map@r`."""
+        recalls = {f"recall@{k}": value for k, value in self.recall.items()}
+        return {**recalls, "r_precision": self.r_precision, "map@r": self.map_at_r}
+
+
+class Labels(NamedTuple):
+    """What the metrics know of queries and references beside who is near whom.
+
+    Attributes:
+        queries: (N,) int64 on the CPU.
+        references: (M,) alike.
+        within: whether the queries are searched among themselves.
+        relevant: (N,) int64, R of each query.
+        counted: the queries with R > 0, ascending.
+    """
+
+    queries: Tensor
+    references: Tensor
+    within: bool
+    relevant: Tensor
+    counted: Tensor
+
+    @classmethod
+    def of(cls, queries: Tensor, references: Tensor | None) -> Labels:
+        """Of checked labels; None where the queries are searched among themselves."""
+        within = references is None
+        references = queries if references is None else references
+        relevant = _count_relevant(queries, references) - int(within)
+        return cls(queries, references, within, relevant, relevant.nonzero().flatten())
+
+    def width(self, ranks: Sequence[int]) -> int:
+        """How many neighbours of each query the metrics look at."""
+        wanted = max(int(self.relevant.max()), *ranks)
+        return min(wanted, self.references.shape[0] - int(self.within))
+
+
+def check_sets(
+    queries: Tensor,
+    query_labels: Tensor,
+    references: Tensor | None,
+    reference_labels: Tensor | None,
+) -> Labels:
+    """The labels of checked arguments."""
+    query_labels = _check_set("queries", queries, "query_labels", query_labels)
+    if references is None or reference_labels is None:
+        if references is not None or reference_labels is not None:
+            missing = "reference_labels" if reference_labels is None else "references"
+            raise ValueError(
+                "references and reference_labels must be given together or not at all, "
+                f"got no {missing}"
+            )
+    else:
+        reference_labels = _check_set(
+            "references", references, "reference_labels", reference_labels
+        )
+        if references.shape[1] != queries.shape[1]:
+            raise ValueError(
+                f"references must have the {queries.shape[1]} columns of queries, "
+                f"got {references.shape[1]}"
+            )
+    return Labels.of(query_labels, reference_labels)
+
+
+def without_queries(ranks: Sequence[int]) -> RetrievalMetrics:
+    """What is known when no query has a reference of its class."""
+    return RetrievalMetrics(dict.fromkeys(ranks, math.nan), math.nan, math.nan, 0)
+
+
+def mean_metrics(
+    labels: Labels, ranks: Sequence[int], neighbours_of: Callable[[Tensor], Tensor], step: int
+) -> RetrievalMetrics:
+    """The metrics, so many of the counted queries at a time.
+
+    `neighbours_of` maps queries to (n, k) int64 references, the nearest first, -1 for none and
+    without the query itself. What a list lacks is not found.
+    """
+    sums = torch.zeros(len(ranks) + 2, dtype=torch.float64)
+    for rows in labels.counted.split(step):
+        neighbours = neighbours_of(rows)
+        hits = labels.references[neighbours] == labels.queries[rows].unsqueeze(1)
+        sums += _metric_sums(hits & (neighbours >= 0), labels.relevant[rows], ranks)
+    means = (sums / labels.counted.numel()).tolist()
+    return RetrievalMetrics(
+        dict(zip(ranks, means[:-2], strict=True)), means[-2], means[-1], labels.counted.numel()
+    )
+
+
+def _check_set(x_name: str, x: Tensor, labels_name: str, labels: Tensor) -> Tensor:
+    """Check embeddings and their labels; return the labels as int64 on the CPU."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{x_name} must be a Tensor, got {type(x).__name__}")
+    if x.dtype not in _FLOATS:
+        raise TypeError(
+            f"{x_name} must be float16, bfloat16, float32 or float64, got {_dtype_name(x)}"
+        )
+    if x.dim() != 2 or x.shape[1] == 0:
+        raise ValueError(f"{x_name} must have shape (N, d) with d >= 1, got {tuple(x.shape)}")
+    checked = check_labels(labels_name, labels, x_name, x)
+    bad = sum(int((~part.float().isfinite().all(dim=1)).sum()) for part in parts(x.detach()))
+    if bad:
+        raise ValueError(
+            f"{x_name} must be finite in float32, got {bad} of {x.shape[0]} rows that are not"
+        )
+    return checked
+
+
+def check_labels(name: str, labels: Tensor, x_name: str = "", x: Tensor | None = None) -> Tensor:
+    """Labels, of the rows of `x` if there is one, as int64 on the CPU."""
+    check_integers(name, labels)
+    if x is not None and labels.shape != x.shape[:1]:
+        raise ValueError(
+            f"{name} must have shape ({x.shape[0]},) to match {x_name}, got {tuple(labels.shape)}"
+        )
+    if labels.dim() != 1:
+        raise ValueError(f"{name} must have shape (M,), got {tuple(labels.shape)}")
+    return labels.to(device="cpu", dtype=torch.int64)
+
+
+def check_integers(name: str, value: Tensor) -> None:
+    """Raises TypeError unless it is a tensor of an integer dtype."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name} must have an integer dtype, got {_dtype_name(value)}")
+
+
+def check_recall_at(recall_at: Sequence[int]) -> tuple[int, ...]:
+    """`recall_at` without repetitions, checked to be positive integers."""
+    if not isinstance(recall_at, Sequence) or isinstance(recall_at, str):
+        raise TypeError(
+            f"recall_at must be a sequence of positive ints, got {type(recall_at).__name__}"
+        )
+    for place, k in enumerate(recall_at):
+        check_count(f"recall_at[{place}]", k)
+    return tuple(dict.fromkeys(recall_at))
+
+
+def _dtype_name(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
+def _count_relevant(query_labels: Tensor, reference_labels: Tensor) -> Tensor:
+    """(N,) int64: the number of references with the label of each query, the query included."""
+    if not reference_labels.numel():
+        return torch.zeros_like(query_labels)
+    classes, counts = torch.unique(reference_labels, return_counts=True)
+    slot = torch.searchsorted(classes, query_labels).clamp_(max=classes.numel() - 1)
+    return torch.where(classes[slot] == query_labels, counts[slot], 0)
+
+
+def _metric_sums(hits: Tensor, relevant: Tensor, ranks: Sequence[int]) -> Tensor:
+    """(len(ranks) + 2,) float64: sums over the rows of Recall@K for each K, RP and MAP@R.
+
+    `hits` is (n, k) bool, nearest first; `relevant` is (n,) int64, R of each row, at least 1.
+    """
+    recalls = [hits[:, :k].any(dim=1).sum(dtype=torch.float64) for k in ranks]
+    place = torch.arange(1, hits.shape[1] + 1)
+    hits = hits & (place <= relevant.unsqueeze(1))
+    found = hits.cumsum(dim=1)
+    r_precision = found[:, -1] / relevant.double()
+    precision = found.double().div_(place).mul_(hits)
+    average_precision = precision.sum(dim=1) / relevant
+    return torch.stack([*recalls, r_precision.sum(), average_precision.sum()])
