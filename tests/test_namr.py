@@ -14,7 +14,7 @@ from training_runs import assert_same_bits, checkpoint_of, small, without_drawin
 import dmlfast.functional as F
 from dmlfast import data as data_sets
 from dmlfast.evaluation import evaluate_adaptive_retrieval, evaluate_retrieval, oracle_structure
-from dmlfast.losses import MultiClusterLoss, TripletMarginLoss
+from dmlfast.losses import LocalVarianceLoss, MultiClusterLoss, TripletMarginLoss
 from dmlfast.training import methods, train
 from dmlfast.training.loop import _Run
 from dmlfast.training.methods.namr import _spread
@@ -66,6 +66,14 @@ def test_the_published_constants_are_the_defaults(method):
         ({"include_self": 1}, "include_self: expected true or false, got 1"),
         ({"fixed_structure": 1}, "fixed_structure: expected true or false, got 1"),
         ({"structure_gradient": "sample"}, "structure_gradient: expected one of both, structure"),
+        ({"local_weight": -0.1}, "local_weight: expected at least 0"),
+        ({"local_neighbors": -1}, "local_neighbors: expected at least 0"),
+        ({"least": 0.0}, "least: expected above 0"),
+        ({"least": 1.5}, "least: expected at most 1, got 1.5"),
+        (
+            {"local_weight": 0.1, "fixed_structure": True},
+            "local_weight: expected 0 with a fixed structure, got 0.1",
+        ),
         (
             {"structure_gradient": "structure", "fixed_structure": True},
             "structure_gradient: expected both with a fixed structure",
@@ -99,6 +107,8 @@ def drawn_triplets(sample, labels, generator):
         {"order_weight": 0.7, "order_margin": 0.3},
         {"fixed_structure": True},
         {"structure_gradient": "structure"},
+        {"weight": 0.0, "local_weight": 0.4},
+        {"weight": 0.3, "local_weight": 0.4, "local_neighbors": 2, "least": 0.1},
     ],
     ids=str,
 )
@@ -118,10 +128,13 @@ def test_the_loss_is_that_of_all_drawn_triplets_and_of_the_structure(settings):
     ]
     if "fixed_structure" in settings:
         structure = torch.ones_like(sample)
-    others = ("weight", "margin", "fixed_structure", "structure_gradient")
-    options = {name: value for name, value in settings.items() if name not in others}
+    names = ("clusters", "spread", "sharpness", "floor", "include_self")
+    names = (*names, "order_weight", "order_margin")
+    options = {name: settings[name] for name in names if name in settings}
     clusters = F.multi_cluster_loss(sample, structure, **options).item()
+    local = LocalVarianceLoss(settings.get("local_neighbors"))(sample, labels, structure=structure)
     expected = sum(losses) / len(losses) + settings.get("weight", 2.0) * clusters
+    expected += settings.get("local_weight", 0.0) * local.item()
     assert step.loss.item() == pytest.approx(expected, rel=1e-5)
     assert step.active == sum(loss > 0 for loss in losses) / len(losses)
     assert 0 < step.active < 1
@@ -155,6 +168,7 @@ ARMS: list[dict[str, Any]] = [
     {"method": "namr", "weight": 0.2},
     {"fixed_structure": True},
     {"structure_gradient": "structure"},
+    {"weight": 0.0, "local_weight": 0.5, "structure_gradient": "structure"},
 ]
 
 
@@ -170,8 +184,9 @@ def test_all_arms_start_alike_and_see_the_same_batches():
             assert torch.equal(*states), name
 
 
-def test_a_structure_that_is_trained_alone_leaves_the_network_as_the_base_loss_does():
-    base, alone = steps_of(4, weight=0.0), steps_of(4, structure_gradient="structure")
+@pytest.mark.parametrize("arm", ARMS[-2:], ids=str)
+def test_a_structure_that_is_trained_alone_leaves_the_network_as_the_base_loss_does(arm):
+    base, alone = steps_of(4, weight=0.0), steps_of(4, **arm)
     assert_same_bits(network_of(alone), network_of(base), "network")
     start = structure_of(steps_of(0))
     assert_same_bits(structure_of(base), start, "structure")
@@ -183,6 +198,10 @@ def test_the_structure_loss_trains_the_network(settings):
     base, run = steps_of(4, weight=0.0), steps_of(4, **settings)
     differ = [not torch.equal(a, b) for a, b in zip(*map(weights_of, (base, run)), strict=True)]
     assert all(differ)
+
+
+def test_the_least_weight_is_that_of_the_head():
+    assert steps_of(0, least=0.2).state.method.head.least == 0.2
 
 
 def test_a_fixed_structure_stays_as_it_was():
@@ -200,7 +219,7 @@ def weights_of(run: _Run) -> list[torch.Tensor]:
     return [*state.model.features.parameters(), *state.method.head.sample.parameters()]
 
 
-@pytest.mark.parametrize("arm", [ARMS[0], *ARMS[3:]], ids=str)
+@pytest.mark.parametrize("arm", [ARMS[0], *ARMS[3:5]], ids=str)
 def test_an_arm_goes_on_after_an_interruption(arm, tmp_path, monkeypatch):
     without_drawing(monkeypatch)
     config = small(**{"method": "nasa", **arm})

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from dmlfast import functional
 from dmlfast.data import DataSet
 from dmlfast.evaluation import embed, evaluate_adaptive_retrieval, oracle_structure
-from dmlfast.losses import MultiClusterLoss, TripletMarginLoss
+from dmlfast.losses import LocalVarianceLoss, MultiClusterLoss, TripletMarginLoss
 from dmlfast.models import ConvolutionalEmbedding, SampleStructure, SampleStructureHead
-from dmlfast.training.limits import flag, number, one_of, whole
+from dmlfast.training.limits import flag, number, one_of, positive, whole
 from dmlfast.training.methods.base import Batch, Method, MethodSettings, StepLoss, Task, setting
 from dmlfast.training.summary import METRICS, RECALL_AT, SPLITS
 
@@ -29,13 +29,18 @@ _GROUPS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StructureSettings(MethodSettings):
-    """Settings of `dmlfast.losses.MultiClusterLoss`, with its names, and of its base loss.
+    """Settings of `dmlfast.losses.MultiClusterLoss`, with its names, and of what is beside it.
 
     Attributes:
         margin: of the triplet loss that is the base: a part of the mean distance.
         fixed_structure: all weights are 1, in training and retrieval: a control.
-        structure_gradient: what the structure loss trains, all or the structure embedding alone.
-            Then the network and the sample embedding are those of the base loss, to the bit.
+        structure_gradient: what is trained by all but the base loss: everything, or the structure
+            embedding alone. Then the network and the sample embedding are those of the base loss,
+            to the bit.
+        local_weight: of `dmlfast.losses.LocalVarianceLoss`, which is not NASA's; 0 (default) leaves
+            it out.
+        local_neighbors: its `neighbors`; 0 for the own class.
+        least: of `dmlfast.models.SampleStructureHead`.
 
     Raises:
         ValueError: if a setting is outside its limits, or two exclude each other.
@@ -51,12 +56,19 @@ class StructureSettings(MethodSettings):
     order_weight: float = setting(0.0, "Weight of the order of the clusters.")
     order_margin: float = setting(0.0, "Margin of the order of the clusters.")
     fixed_structure: bool = setting(False, "All weights of the structure are 1.")
-    structure_gradient: StructureGradient = setting("both", "What the structure loss trains.")
+    structure_gradient: StructureGradient = setting("both", "What all but the base loss trains.")
+    local_weight: float = setting(0.0, "Weight of the local variance beside the triplet loss.")
+    local_neighbors: int = setting(0, "Nearest whose variance is local; 0 for the own class.")
+    least: float = setting(0.5, "Least weight of a dimension.")
 
     def __post_init__(self) -> None:
         whole("clusters", self.clusters, 1)
+        whole("local_neighbors", self.local_neighbors, 0)
         for name in ("margin", "weight", "spread", "sharpness", "floor", "order_weight"):
             number(name, getattr(self, name), 0.0)
+        number("local_weight", self.local_weight, 0.0)
+        positive("least", self.least)
+        number("least", self.least, most=1.0)
         number("order_margin", self.order_margin)
         flag("include_self", self.include_self)
         flag("fixed_structure", self.fixed_structure)
@@ -65,14 +77,18 @@ class StructureSettings(MethodSettings):
             raise ValueError(
                 "structure_gradient: expected both with a fixed structure, got 'structure'"
             )
+        if self.fixed_structure and self.local_weight > 0:
+            raise ValueError(
+                f"local_weight: expected 0 with a fixed structure, got {self.local_weight}"
+            )
 
     def has_structure(self) -> bool:
         """Whether the structure embedding is trained, and retrieved by."""
-        return self.weight > 0 and not self.fixed_structure
+        return not self.fixed_structure and self.weight + self.local_weight > 0
 
     def title(self) -> str:
-        """The method, or the base loss without a structure loss."""
-        return self.name if self.weight > 0 else "triplet"
+        """The method, or the base loss alone."""
+        return self.name if self.weight + self.local_weight > 0 else "triplet"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,7 +122,7 @@ class Structure(Method):
     * weights: `deviation`, of a weight over the images, a mean over the dimensions, and
       `variance_share`, the part of the variance of all weights that is not one between dimensions.
 
-    With the weight 0 it is the base loss alone, from the same start, on the same batches and with
+    With weights of 0 it is the base loss alone, from the same start, on the same batches and with
     draws of the same numbers; then, as with a fixed structure, all weights are 1.
 
     Unlike the authors, who start from a trained network with Adam at 5e-5 and a weight decay of
@@ -126,7 +142,7 @@ class Structure(Method):
     def __init__(self, settings: StructureSettings, task: Task) -> None:
         super().__init__()
         self.settings = settings
-        self.head = SampleStructureHead(task.feature_size, task.dimensions)
+        self.head = SampleStructureHead(task.feature_size, task.dimensions, least=settings.least)
         self.base = _DrawnTriplets(settings.margin, task.generator)
         self.loss = MultiClusterLoss(
             self.base,
@@ -140,6 +156,7 @@ class Structure(Method):
             order_margin=settings.order_margin,
             structure_gradient=settings.structure_gradient,
         )
+        self.local = LocalVarianceLoss(settings.local_neighbors or None)
 
     def parameter_groups(
         self, model: ConvolutionalEmbedding, learning_rate: float
@@ -150,17 +167,20 @@ class Structure(Method):
         return [{"params": parameters, "lr": learning_rate}]
 
     def loss_of(self, model: ConvolutionalEmbedding, batch: Batch) -> StepLoss:
-        """The base loss and the structure loss."""
+        """The base loss, and the structure losses that have a weight."""
+        settings, labels = self.settings, batch.labels
         features = model.backbone(batch.images.to(batch.device))
         sample, structure = self.head(features)
-        if self.settings.weight == 0:
-            loss = self.base(sample, batch.labels)
+        if settings.fixed_structure:
+            structure = torch.ones_like(sample)
+        elif settings.structure_gradient == "structure":
+            structure = self.head(features.detach()).structure
+        if settings.weight > 0:
+            loss = self.loss(sample, labels, structure=structure)
         else:
-            if self.settings.fixed_structure:
-                structure = torch.ones_like(sample)
-            elif self.settings.structure_gradient == "structure":
-                structure = self.head(features.detach()).structure
-            loss = self.loss(sample, batch.labels, structure=structure)
+            loss = self.base(sample, labels)
+        if settings.local_weight > 0:
+            loss = loss + settings.local_weight * self.local(sample, labels, structure=structure)
         return StepLoss(loss, self.base.active)
 
     def rehearse(self, device: torch.device) -> None:
