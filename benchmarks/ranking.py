@@ -14,25 +14,10 @@ read and interrupted ones go on. Writes benchmarks/results/ranking.json and prin
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import dataclasses
-import json
-import multiprocessing
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from pathlib import Path
-from typing import Any
 
-import torch
-from intervals import STUDENT, interval
+from paired import Arm, Study
 
-from dmlfast import data as data_sets
-from dmlfast.benchmarking.machine import describe_machine
-from dmlfast.training import RunFolder, TrainConfig, interruption, train
-
-ROOT = Path(__file__).resolve().parents[1]
 # Three of the twelve faces of a glyph.
 FEW = 3
 # What the base loss alone does well with in so few steps.
@@ -42,15 +27,6 @@ METRICS = {
     "MAP@R": ("class", "map@r"),
     "order accuracy": ("views", "order_accuracy"),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """Settings of a run beside those of all, and the arm that it is compared with."""
-
-    settings: Mapping[str, Any]
-    against: str | None = "base"
-
 
 ARMS = {
     "base": Arm({"method": "gar", "weight": 0.0}, None),
@@ -68,197 +44,8 @@ ARMS = {
     "few, gar": Arm({"method": "gar", "labelled_per_class": FEW}, "few, base"),
     "few, ssr": Arm({"method": "ssr", "labelled_per_class": FEW}, "few, base"),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One arm at one seed."""
-
-    arm: str
-    config: TrainConfig
-    folder: Path
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Do the study, and return its exit code: 130 when it was interrupted."""
-    options = parse(arguments)
-    machine = describe_machine()  # before this writes to the checkout
-    runs = plan(options)
-    done = dict(results(runs, options.jobs))
-    if len(done) < len(runs):
-        print(f"{len(done)} of {len(runs)} runs are done; the same command goes on.")
-        return 130
-    summary = summarize(done, options.arms)
-    result = {
-        "command": " ".join(["python", *sys.argv]),
-        "machine": machine,
-        "summary": summary,
-        "runs": [
-            {
-                "arm": run.arm,
-                "config": run.config.as_dict(),
-                "metrics": done[run.arm, run.config.seed],
-            }
-            for run in runs
-        ],
-    }
-    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(table(summary))
-    return 0
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", default="glyphs", choices=data_sets.names())
-    parser.add_argument("--seeds", type=int, default=5, choices=sorted(STUDENT))
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM")
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, on a core each")
-    parser.add_argument("--runs", type=Path, default=Path("runs/ranking"), help="the run folders")
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "benchmarks" / "results" / "ranking.json"
-    )
-    options = parser.parse_args(arguments)
-    # What an arm is compared with has to run, and in the order of the table.
-    wanted = {*options.arms, *(ARMS[name].against for name in options.arms)}
-    options.arms = [name for name in ARMS if name in wanted]
-    return options
-
-
-def plan(options: argparse.Namespace) -> list[Run]:
-    """The runs, seed by seed: interrupted, the study has whole pairs."""
-    common: dict[str, Any] = {
-        "steps": options.steps,
-        "evaluate_every": max(1, options.steps // 4),
-        **(GLYPHS if options.data == "glyphs" else {}),
-        "backend": "kernel",
-    }
-    runs = []
-    for seed in range(options.seeds):
-        for name in options.arms:
-            settings = {**common, **ARMS[name].settings, "seed": seed}
-            words = "-".join(name.replace(",", "").split())
-            folder = options.runs / f"{options.data}-{words}-{options.steps}-{seed}"
-            runs.append(Run(name, TrainConfig.resolve(options.data, **settings), folder))
-    return runs
-
-
-def results(runs: Sequence[Run], jobs: int) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:
-    """The metrics of the runs by arm and seed, as they are done; fewer when interrupted."""
-    if jobs == 1:
-        for run in runs:
-            metrics = do(run)
-            if metrics is None:
-                return
-            yield (run.arm, run.config.seed), metrics
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool, interruption() as should_stop:
-        waiting = {pool.submit(_do_one_of_many, run): run for run in runs}
-        for future in as_completed(waiting):
-            run, metrics = waiting[future], future.result()
-            if metrics is not None:
-                yield (run.arm, run.config.seed), metrics
-            if should_stop():
-                # Those at work have had the signal, too, and save what they have.
-                pool.shutdown(wait=False, cancel_futures=True)
-                return
-
-
-# Whether a run of this process was interrupted; a pool hands out some runs before they are due.
-_interrupted = False
-
-
-def _do_one_of_many(run: Run) -> dict[str, Any] | None:
-    global _interrupted
-    metrics = None if _interrupted else do(run)
-    _interrupted = metrics is None
-    return metrics
-
-
-def do(run: Run) -> dict[str, Any] | None:
-    """Train, or go on, or read what is there; None when interrupted."""
-    # The bits of a run depend on the number of threads.
-    torch.set_num_threads(1)
-    metrics = finished(run)
-    if metrics is not None:
-        return metrics
-    with interruption() as should_stop:
-        # A run that was killed before its first checkpoint starts again.
-        resume = _has_checkpoint(run)
-        result = train(
-            run.config, run.folder, resume=resume, overwrite=not resume, should_stop=should_stop
-        )
-    if not result.finished:
-        return None
-    shown = (f"{name} {value:.4f}" for name, value in chosen(result.metrics).items())
-    print(f"seed {run.config.seed}, {run.arm}: {', '.join(shown)}", flush=True)
-    return result.metrics
-
-
-def finished(run: Run) -> dict[str, Any] | None:
-    """The metrics of a run whose folder holds all of it; None for any other."""
-    if not run.folder.exists():
-        return None
-    folder, config = RunFolder.open(run.folder)
-    if config != run.config:
-        raise SystemExit(f"{run.folder} holds a run of another configuration: choose other --runs.")
-    if not _has_checkpoint(run):
-        return None
-    if folder.read_checkpoint(config)["step"] < config.steps:
-        return None
-    with contextlib.suppress(FileNotFoundError):
-        return json.loads((run.folder / RunFolder.METRICS).read_text(encoding="utf-8"))
-    return None
-
-
-def _has_checkpoint(run: Run) -> bool:
-    return (run.folder / RunFolder.CHECKPOINT).exists()
-
-
-def chosen(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics that are compared."""
-    return {name: metrics[group][metric] for name, (group, metric) in METRICS.items()}
-
-
-def summarize(
-    done: Mapping[tuple[str, int], Mapping[str, Any]], arms: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """By arm and metric: mean and half width over the seeds, and of the paired difference."""
-    seeds = sorted({seed for _, seed in done})
-    values = {key: chosen(metrics) for key, metrics in done.items()}
-    summary: dict[str, dict[str, Any]] = {}
-    for arm in arms:
-        against = ARMS[arm].against
-        summary[arm] = {"against": against, "seeds": len(seeds)}
-        for metric in METRICS:
-            own = [values[arm, seed][metric] for seed in seeds]
-            summary[arm][metric] = interval(own)
-            if against is not None:
-                other = [values[against, seed][metric] for seed in seeds]
-                pairs = [a - b for a, b in zip(own, other, strict=True)]
-                summary[arm][metric]["difference"] = interval(pairs)
-    return summary
-
-
-def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
-    """The summary in Markdown; a difference in bold when its interval leaves out 0."""
-    titles = [title for metric in METRICS for title in (metric, "difference")]
-    lines = [f"| arm | {' | '.join(titles)} |", "|---" * (1 + len(titles)) + "|"]
-    for arm, entry in summary.items():
-        cells = []
-        for metric in METRICS:
-            cells.append(f"{entry[metric]['mean']:.4f}")
-            difference = entry[metric].get("difference")
-            if difference is None:
-                cells.append("")
-                continue
-            mean, half = difference["mean"], difference["half_width"]
-            text = f"{mean:+.4f} ± {half:.4f}"
-            cells.append(f"**{text}**" if abs(mean) > half else text)
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+STUDY = Study("ranking", __doc__, ARMS, METRICS, {"glyphs": GLYPHS})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

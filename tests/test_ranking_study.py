@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import paired
 import pytest
 import ranking
 import torch
@@ -97,12 +98,12 @@ def test_an_arm_is_compared_with_one_of_as_many_labels():
 
 
 def test_what_an_arm_is_compared_with_runs_too(options):
-    arms = ranking.parse([*options, "--arms", "few, ssr", "gar"]).arms
+    arms = ranking.STUDY.parse([*options, "--arms", "few, ssr", "gar"]).arms
     assert arms == ["base", "gar", "few, base", "few, ssr"]
 
 
 def test_the_study_writes_its_runs_and_prints_a_table(options, tmp_path, capsys):
-    assert ranking.main(options) == 0
+    assert ranking.STUDY.main(options) == 0
     written = json.loads((tmp_path / "ranking.json").read_text())
     assert list(written) == ["command", "machine", "summary", "runs"]
     assert [(run["arm"], run["config"]["seed"]) for run in written["runs"]] == [
@@ -110,25 +111,25 @@ def test_the_study_writes_its_runs_and_prints_a_table(options, tmp_path, capsys)
     ]
     assert {run["config"]["steps"] for run in written["runs"]} == {2}
     out = capsys.readouterr().out
-    assert out.endswith(ranking.table(written["summary"]) + "\n")
+    assert out.endswith(ranking.STUDY.table(written["summary"]) + "\n")
     assert "| gar |" in out
 
 
 def test_finished_runs_are_read_and_not_done_again(options, tmp_path, monkeypatch):
-    ranking.main(options)
+    ranking.STUDY.main(options)
     first = json.loads((tmp_path / "ranking.json").read_text())
-    monkeypatch.delattr(ranking, "train")
-    assert ranking.main(options) == 0
+    monkeypatch.delattr(paired, "train")
+    assert ranking.STUDY.main(options) == 0
     again = json.loads((tmp_path / "ranking.json").read_text())
     assert again["runs"] == first["runs"]
     assert again["summary"] == first["summary"]
 
 
 def test_an_interrupted_study_goes_on_to_the_same_numbers(options, tmp_path, monkeypatch):
-    ranking.main([*options, "--runs", str(tmp_path / "uninterrupted")])
+    ranking.STUDY.main([*options, "--runs", str(tmp_path / "uninterrupted")])
     expected = json.loads((tmp_path / "ranking.json").read_text())
     (tmp_path / "ranking.json").unlink()
-    train, calls = ranking.train, []
+    train, calls = paired.train, []
 
     def interrupted(*arguments, should_stop, **given):
         calls.append(arguments)
@@ -137,38 +138,38 @@ def test_an_interrupted_study_goes_on_to_the_same_numbers(options, tmp_path, mon
         stop = (lambda: next(steps)) if len(calls) == 2 else should_stop
         return train(*arguments, should_stop=stop, **given)
 
-    monkeypatch.setattr(ranking, "train", interrupted)
-    assert ranking.main(options) == 130
+    monkeypatch.setattr(paired, "train", interrupted)
+    assert ranking.STUDY.main(options) == 130
     assert not (tmp_path / "ranking.json").exists()
-    assert ranking.main(options) == 0
+    assert ranking.STUDY.main(options) == 0
     # One was done, one went on, two were started.
     assert len(calls) == 2 + 3
     assert json.loads((tmp_path / "ranking.json").read_text())["summary"] == expected["summary"]
 
 
 def test_two_jobs_have_the_numbers_of_one(options, tmp_path):
-    ranking.main(options)
+    ranking.STUDY.main(options)
     one = json.loads((tmp_path / "ranking.json").read_text())
-    ranking.main([*options, "--runs", str(tmp_path / "others"), "--jobs", "2"])
+    ranking.STUDY.main([*options, "--runs", str(tmp_path / "others"), "--jobs", "2"])
     two = json.loads((tmp_path / "ranking.json").read_text())
     assert one["runs"] == two["runs"]
 
 
 def test_a_folder_of_another_configuration_is_refused(options, tmp_path):
-    ranking.main([*options, "--arms", "base"])
+    ranking.STUDY.main([*options, "--arms", "base"])
     file = tmp_path / "runs" / "digits-base-2-0" / "config.json"
     file.write_text(file.read_text().replace('"batch_size": 128', '"batch_size": 256'))
     with pytest.raises(SystemExit, match="holds a run of another configuration"):
-        ranking.main([*options, "--arms", "base"])
+        ranking.STUDY.main([*options, "--arms", "base"])
 
 
 def test_a_run_that_was_killed_at_its_start_is_started_again(options, tmp_path):
-    ranking.main([*options, "--arms", "base"])
+    ranking.STUDY.main([*options, "--arms", "base"])
     folder = tmp_path / "runs" / "digits-base-2-0"
     for file in folder.iterdir():
         if file.name != "config.json":
             file.unlink()
-    assert ranking.main([*options, "--arms", "base"]) == 0
+    assert ranking.STUDY.main([*options, "--arms", "base"]) == 0
     assert (folder / "metrics.json").exists()
 
 
@@ -183,7 +184,7 @@ def test_differences_are_paired_by_seed():
     # The seeds differ far more than the arms: only pairs show the difference.
     done = {("base", 0): measured(0.2), ("base", 1): measured(0.6), ("base", 2): measured(0.4)}
     done |= {("gar", 0): measured(0.21), ("gar", 1): measured(0.62), ("gar", 2): measured(0.43)}
-    entry = ranking.summarize(done, ["base", "gar"])["gar"]["Recall@1"]
+    entry = ranking.STUDY.summarize(done, ["base", "gar"])["gar"]["Recall@1"]
     assert entry["mean"] == pytest.approx(0.42)
     assert entry["difference"]["mean"] == pytest.approx(0.02)
     # The deviation of 0.01, 0.02, 0.03 is 0.01; Student's t of three is 4.303.
@@ -195,7 +196,7 @@ def test_the_table_marks_what_differs():
     done = {("base", 0): measured(0.2), ("base", 1): measured(0.4)}
     done |= {("gar", 0): measured(0.3), ("gar", 1): measured(0.5002)}
     done |= {("ssr", 0): measured(0.1), ("ssr", 1): measured(0.6)}
-    rows = ranking.table(ranking.summarize(done, ["base", "gar", "ssr"])).splitlines()
+    rows = ranking.STUDY.table(ranking.STUDY.summarize(done, ["base", "gar", "ssr"])).splitlines()
     assert rows[0].startswith("| arm | Recall@1 | difference | MAP@R | difference |")
     assert rows[2].startswith("| base | 0.3000 |  | 0.1500 |  | 0.9000 |  |")
     assert rows[3].startswith("| gar | 0.4001 | **+0.1001 ± 0.0013** |")
