@@ -1,6 +1,6 @@
 """What intra-class ranking is worth: paired training runs over several seeds, with intervals.
 
-    python benchmarks/ranking.py --seeds 5 --jobs 2
+    python benchmarks/ranking.py --seeds 10 --steps 400 --jobs 2
 
 Trains each arm with the same seeds: within a seed all arms start from the same network and the
 same proxies and see the same batches, so that the differences are paired. Reported is the test
