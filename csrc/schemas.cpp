@@ -125,4 +125,15 @@ STABLE_TORCH_LIBRARY(dmlfast, m) {
       "structure_clusters_backward(Tensor grad_loss, Tensor grad_mass, Tensor grad_moment, "
       "Tensor e, Tensor w, Tensor targets, float sharpness, bool ordered, bool fast) "
       "-> (Tensor grad_e, Tensor grad_w)");
+
+  // clusters: (K, d) means of the rows that an (N,) index hands to K clusters, -1 to none, and
+  // their number, (K,); 0 and 0 for an empty cluster. float64 for float64 rows, else float32.
+  m.def("clusters_means(Tensor x, Tensor index, SymInt clusters) -> (Tensor means, Tensor count)");
+  // Rows drawn as k-means++ does by (K,) float64 numbers from [0, 1); -1 without a finite row.
+  m.def("clusters_seeds(Tensor x, Tensor uniform) -> Tensor");
+  // Lloyd's iterations from (K, d) centres: these, the (N,) nearest of them, -1 for a row that is
+  // not finite, and the sums of squared distances before each iteration and at the end.
+  m.def(
+      "clusters_kmeans(Tensor x, Tensor initial, SymInt iterations) "
+      "-> (Tensor centers, Tensor index, Tensor history)");
 }

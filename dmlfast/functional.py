@@ -7,6 +7,9 @@ always closer. Nothing here normalises embeddings.
 
 from __future__ import annotations
 
+from dmlfast.ops.clusters import assign_clusters
+from dmlfast.ops.clusters_kmeans import KMeans, kmeans
+from dmlfast.ops.clusters_means import ClusterMeans, cluster_means
 from dmlfast.ops.contrast import AnchorSums, triplet_margin_loss
 from dmlfast.ops.contrast_hinge import contrastive_loss, margin_loss
 from dmlfast.ops.contrast_proxies import (
@@ -38,15 +41,20 @@ from dmlfast.ops.structure_clusters import multi_cluster_loss
 
 __all__ = [
     "AnchorSums",
+    "ClusterMeans",
     "ContrastSums",
     "DistanceStatistics",
+    "KMeans",
     "Selection",
     "adaptive_distance",
+    "assign_clusters",
+    "cluster_means",
     "contrastive_loss",
     "distance_statistics",
     "farthest_positive",
     "hardest_negative",
     "info_nce_loss",
+    "kmeans",
     "margin_loss",
     "multi_cluster_loss",
     "multi_similarity_loss",

@@ -19,38 +19,12 @@
 #include "metric_name.h"
 #include "neighbors_isa.h"
 #include "neighbors_search.h"
+#include "neighbors_select.h"
 #include "operator_checks.h"
 #include "threshold.h"
 
 namespace dmlfast::cpu {
 
-namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-void fill_lower(SelectState& state, const SelectProblem& problem, const Tensor& beyond,
-                bool returns_double) {
-  const double* thresholds = beyond.const_data_ptr<double>();
-  const int64_t columns = problem.thresholds;
-  torch::stable::parallel_for(0, problem.anchors.rows.rows(), 256, [&](int64_t begin, int64_t end) {
-    for (int64_t position = begin; position < end; ++position) {
-      const double* from = thresholds + problem.anchors.order[position] * columns;
-      for (int64_t t = 0; t < columns; ++t) {
-        state.lower[position * columns + t] =
-            least_value_beyond(problem.metric, from[t], returns_double);
-      }
-    }
-  });
-}
-
-// Anchors compared at once with the references of their classes: few enough to stay in the cache.
-constexpr int64_t kClassRows = 256;
-
-// Compares the exact values of all pairs of the anchors at these positions, which ascend, with the
-// references at a range of positions.
 void select_exactly(const SelectProblem& problem, const int64_t* positions, int64_t count,
                     Span references, SelectState& state) {
   const int64_t columns = problem.thresholds;
@@ -94,6 +68,31 @@ void select_exactly(const SelectProblem& problem, const int64_t* positions, int6
     std::copy_n(&own.best_index[i * columns], columns, &state.best_index[positions[i] * columns]);
   }
 }
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+void fill_lower(SelectState& state, const SelectProblem& problem, const Tensor& beyond,
+                bool returns_double) {
+  const double* thresholds = beyond.const_data_ptr<double>();
+  const int64_t columns = problem.thresholds;
+  torch::stable::parallel_for(0, problem.anchors.rows.rows(), 256, [&](int64_t begin, int64_t end) {
+    for (int64_t position = begin; position < end; ++position) {
+      const double* from = thresholds + problem.anchors.order[position] * columns;
+      for (int64_t t = 0; t < columns; ++t) {
+        state.lower[position * columns + t] =
+            least_value_beyond(problem.metric, from[t], returns_double);
+      }
+    }
+  });
+}
+
+// Anchors compared at once with the references of their classes: few enough to stay in the cache.
+constexpr int64_t kClassRows = 256;
 
 // First position in label order whose label is not less than `label`.
 int64_t first_position(const LabelledRows& rows, int64_t label) {

@@ -6,26 +6,31 @@ namespace dmlfast::cpu::DMLFAST_ISA {
 
 namespace {
 
-// Keeps a window of candidates inside the error bound of the best admissible key.
+// Keeps a window of candidates inside the error bound of the best admissible key: of all keys, or
+// of those beyond a threshold.
+template <bool kHasThreshold>
 class WindowPolicy {
  public:
   explicit WindowPolicy(const SearchTask& task) : task_(task) {}
 
   MaskPart admits(Part keys, int64_t position) const {
-    return (keys <= task_.limits[position]) & (keys >= task_.least[position]);
+    const MaskPart mask = keys <= task_.limits[position];
+    return kHasThreshold ? mask & (keys >= task_.least[position]) : mask;
   }
 
   auto admitted_columns(int64_t position) const {
     const Part limits = load(task_.limits + position);
-    const Part least = load(task_.least + position);
-    return [limits, least](Part keys) -> MaskPart { return (keys <= limits) & (keys >= least); };
+    const Part least = kHasThreshold ? load(task_.least + position) : Part{};
+    return [limits, least](Part keys) -> MaskPart {
+      return kHasThreshold ? (keys <= limits) & (keys >= least) : keys <= limits;
+    };
   }
 
   void offer(int64_t position, int64_t candidate, float key) const {
     if (key > task_.limits[position]) {
       return;
     }
-    if (key >= task_.surely[position]) {
+    if (!kHasThreshold || key >= task_.surely[position]) {
       const float limit = key + task_.twice_error[position];
       if (limit < task_.limits[position]) {
         task_.limits[position] = limit;
@@ -67,8 +72,13 @@ class WindowPolicy {
 }  // namespace
 
 void search(const SearchTask& task, Span x, Span y) {
-  WindowPolicy policy(task);
-  KeyWalk<WindowPolicy>(task.keys, policy).walk(x, y);
+  WindowPolicy<true> policy(task);
+  KeyWalk<WindowPolicy<true>>(task.keys, policy).walk(x, y);
+}
+
+void search_integers(const SearchTask& task, Span x, Span y) {
+  WindowPolicy<false> policy(task);
+  KeyWalk<WindowPolicy<false>, true>(task.keys, policy).walk(x, y);
 }
 
 }  // namespace dmlfast::cpu::DMLFAST_ISA

@@ -29,14 +29,20 @@ struct SearchTask {
 
 using SearchFunction = void (*)(const SearchTask& task, Span x, Span y);
 
+// `search`, and without thresholds, for which `least` and `surely` may be null, one of rows packed
+// as integers.
+
 namespace baseline {
 void search(const SearchTask& task, Span x, Span y);
-}
+void search_integers(const SearchTask& task, Span x, Span y);
+}  // namespace baseline
 namespace avx2 {
 void search(const SearchTask& task, Span x, Span y);
-}
+void search_integers(const SearchTask& task, Span x, Span y);
+}  // namespace avx2
 namespace avx512 {
 void search(const SearchTask& task, Span x, Span y);
-}
+void search_integers(const SearchTask& task, Span x, Span y);
+}  // namespace avx512
 
 }  // namespace dmlfast::cpu

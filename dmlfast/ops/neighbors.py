@@ -168,9 +168,9 @@ def semihard_negative(
     pairs = check_pairs(x, labels, references, reference_labels, self_index)
     check_option("missing", missing, MISSING)
     thresholds = _check_beyond(beyond, pairs.x)
-    distance, index = _select(pairs, metric, thresholds, same_class=False, farthest=False)
+    distance, index = select(pairs, metric, thresholds, same_class=False, farthest=False)
     if missing == "hardest":
-        hardest = _select(pairs, metric, None, same_class=False, farthest=False)
+        hardest = select(pairs, metric, None, same_class=False, farthest=False)
         dropped = index < 0
         distance = torch.where(dropped, hardest[0], distance)
         index = torch.where(dropped, hardest[1], index)
@@ -198,11 +198,11 @@ def _check_beyond(beyond: object, x: Tensor) -> Tensor:
 def _single(
     pairs: Pairs, metric: str, beyond: Tensor | None, *, same_class: bool, farthest: bool = False
 ) -> Selection:
-    distance, index = _select(pairs, metric, beyond, same_class=same_class, farthest=farthest)
+    distance, index = select(pairs, metric, beyond, same_class=same_class, farthest=farthest)
     return Selection(distance[:, 0], index[:, 0])
 
 
-def _select(
+def select(
     pairs: Pairs, metric: str, beyond: Tensor | None, *, same_class: bool, farthest: bool
 ) -> tuple[Tensor, Tensor]:
     """The operator: (N, T) distances and indices, T = 1 without `beyond`."""

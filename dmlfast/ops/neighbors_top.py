@@ -76,6 +76,11 @@ def nearest_neighbors(
     pairs = _check_pairs(
         queries, references, query_labels, reference_labels, candidates, self_index
     )
+    return nearest(pairs, metric, candidates, count)
+
+
+def nearest(pairs: Pairs, metric: str, candidates: str, count: int) -> Selection:
+    """The operator: (N, count) distances and indices."""
     order, reference_order = pairs.orders()
     distance, index = operators("neighbors_top", pairs.x.device).neighbors_top(
         pairs.x,

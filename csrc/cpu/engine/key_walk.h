@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "engine/integer_product.h"
 #include "engine/key_task.h"
 #include "engine/span.h"
 #include "engine/tile_product.h"
@@ -19,7 +20,8 @@ constexpr int64_t kKeyGroupPanels = 4;
 //   admits(keys, position)            which keys of one anchor may be candidates,
 //   admitted_columns(position)        the same as a function of keys, of anchors side by side,
 //   offer(position, candidate, key)   a key that was admitted, and obeys the label rule.
-template <class Policy>
+// Rows are packed as integers, or as float32.
+template <class Policy, bool kIntegers = false>
 class KeyWalk {
  public:
   KeyWalk(const KeyTask& task, Policy& policy) : task_(task), policy_(policy) {}
@@ -72,17 +74,17 @@ class KeyWalk {
   void tile(int64_t panel, int64_t row, int64_t column, int64_t panels) {
     const int64_t first = panel * kSearchPanelRows + row;
     bool wanted = false;
-    const float* columns[kTilePanels];
+    int64_t columns[kTilePanels];
     for (int64_t p = 0; p < kTilePanels; ++p) {
-      const int64_t own = column + (p < panels ? p : panels - 1);
-      columns[p] = search_panel_of(task_.y, own);
-      wanted |= is_above(own, panel) && has_candidates(first, first + kTileRows - 1, own);
+      columns[p] = column + (p < panels ? p : panels - 1);
+      wanted |=
+          is_above(columns[p], panel) && has_candidates(first, first + kTileRows - 1, columns[p]);
     }
     if (!wanted) {
       return;
     }
     Part products[kTileRows][kParts];
-    multiply(search_panel_of(task_.x, panel) + row, columns, task_.x.dimensions, products);
+    fill(panel, row, columns, products);
     for (int64_t p = 0; p < panels; ++p) {
       const int64_t own = column + p;
       if (!is_above(own, panel)) {
@@ -92,6 +94,23 @@ class KeyWalk {
       if (task_.is_symmetric && own != panel) {
         serve_columns(first, own, products, p * kPanelParts);
       }
+    }
+  }
+
+  void fill(int64_t panel, int64_t row, const int64_t (&columns)[kTilePanels],
+            Part (&products)[kTileRows][kParts]) const {
+    if constexpr (kIntegers) {
+      const int32_t* others[kTilePanels];
+      for (int64_t p = 0; p < kTilePanels; ++p) {
+        others[p] = integer_panel_of(task_.y, columns[p]);
+      }
+      multiply(integer_panel_of(task_.x, panel) + row, others, integer_pairs_of(task_.x), products);
+    } else {
+      const float* others[kTilePanels];
+      for (int64_t p = 0; p < kTilePanels; ++p) {
+        others[p] = search_panel_of(task_.y, columns[p]);
+      }
+      multiply(search_panel_of(task_.x, panel) + row, others, task_.x.dimensions, products);
     }
   }
 

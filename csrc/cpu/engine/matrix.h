@@ -72,6 +72,21 @@ class Matrix {
     });
   }
 
+  // Asks for a row that is read soon, where its elements lie side by side.
+  void prefetch_row(int64_t row) const {
+    constexpr int64_t kLine = 64;
+    if (column_stride_ != 1) {
+      return;
+    }
+    with_float_type(dtype_, [&](auto type) {
+      using T = decltype(type);
+      const T* from = static_cast<const T*>(data_) + row * row_stride_;
+      for (int64_t k = 0; k < columns_; k += kLine / static_cast<int64_t>(sizeof(T))) {
+        __builtin_prefetch(from + k);
+      }
+    });
+  }
+
   bool is_finite(int64_t row) const {
     bool finite = true;
     with_float_type(dtype_, [&](auto type) {

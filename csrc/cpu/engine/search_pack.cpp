@@ -16,6 +16,10 @@ constexpr int64_t kCentreRows = 1024;
 // Classes with fewer rows share the common centre: their own would take too much memory.
 constexpr int64_t kOwnCentreRows = 16;
 
+// A row as long as this has elements of 16 bits, and two of them a product of 32, with room for
+// the rounding of more dimensions than there can be.
+constexpr double kLongestIntegerRow = 32000.0;
+
 double greatest_finite(const std::vector<double>& norms) {
   double result = 0.0;
   for (double norm : norms) {
@@ -145,6 +149,56 @@ void SearchMatrix::pack(double scale, bool negated) {
   });
   greatest_packed_norm_ = greatest_finite(norms_);
   view_ = {panels_.get(), addends_.data(), labels_.data(), rows, panels, columns};
+}
+
+void SearchMatrix::pack_integers() {
+  const int64_t rows = this->rows();
+  const int64_t columns = matrix_.rows.columns();
+  const int64_t panels = (rows + kSearchPanelRows - 1) / kSearchPanelRows;
+  const int64_t panel_pairs = (columns + 1) / 2 * kSearchPanelRows;
+  unit_ = greatest_norm_ / kLongestIntegerRow;
+  const double factor = greatest_norm_ > 0.0 ? kLongestIntegerRow / greatest_norm_ : 0.0;
+  integers_.reset(new int32_t[panels * panel_pairs]);
+  labels_.resize(panels * kSearchPanelRows);
+  torch::stable::parallel_for(0, panels, 16, [&](int64_t begin, int64_t end) {
+    std::vector<double> row(columns + 1);
+    for (int64_t position = begin * kSearchPanelRows; position < end * kSearchPanelRows;
+         ++position) {
+      const int64_t index = matrix_.order[std::min(position, rows - 1)];
+      labels_[position] = matrix_.labels[index];
+      std::fill(row.begin(), row.end(), 0.0);
+      if (position < rows && is_finite(position)) {
+        const double* centre = centres_.of(matrix_.labels[index]);
+        matrix_.rows.read_row(index, row.data());
+        for (int64_t k = 0; k < columns; ++k) {
+          // Truncation rounds what is positive.
+          row[k] = static_cast<double>(
+              static_cast<int32_t>((row[k] - centre[k]) * factor + 32768.5) - 32768);
+        }
+      }
+      int32_t* to =
+          integers_.get() + position / kSearchPanelRows * panel_pairs + position % kSearchPanelRows;
+      for (int64_t k = 0; k < columns; k += 2) {
+        const auto low = static_cast<uint32_t>(static_cast<int32_t>(row[k])) & 0xffffu;
+        const auto high = static_cast<uint32_t>(static_cast<int32_t>(row[k + 1])) << 16;
+        to[k / 2 * kSearchPanelRows] = static_cast<int32_t>(high | low);
+      }
+    }
+  });
+  addends_.assign(panels * kSearchPanelRows, std::numeric_limits<float>::quiet_NaN());
+  view_ = {nullptr, addends_.data(), labels_.data(), rows, panels, columns, integers_.get()};
+}
+
+void SearchMatrix::set_addends(double scale) {
+  for (int64_t position = 0; position < rows(); ++position) {
+    const double norm = norms_[position] * scale;
+    addends_[position] = std::isfinite(norm) ? static_cast<float>(norm * norm)
+                                             : std::numeric_limits<float>::quiet_NaN();
+  }
+}
+
+double SearchMatrix::greatest_rest() const {
+  return 0.5001 * unit_ * std::sqrt(static_cast<double>(matrix_.rows.columns()));
 }
 
 }  // namespace dmlfast::cpu

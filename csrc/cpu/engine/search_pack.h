@@ -30,7 +30,8 @@ class SearchCentres {
   std::vector<double> own_;
 };
 
-// Owns a matrix packed for the search: 4 * rows * dimensions bytes and a few per row.
+// Owns a matrix packed for the search: 4 * rows * dimensions bytes, half as many as integers, and a
+// few per row.
 class SearchMatrix {
  public:
   SearchMatrix(const LabelledRows& matrix, const SearchCentres& centres, Metric metric);
@@ -53,6 +54,18 @@ class SearchMatrix {
   // zeros whose addend is NaN, so that no key of theirs compares.
   void pack(double scale, bool negated);
 
+  // Packs the rows as 16-bit integers, multiples of `unit` that no element is farther from than
+  // half of it; for the Euclidean metrics. Norms stay those of the centred rows.
+  void pack_integers();
+
+  // For rows packed as integers: what the keys need where distances are multiplied by `scale`.
+  void set_addends(double scale);
+
+  double unit() const { return unit_; }
+
+  // More than the norm of what the integers leave over of any row.
+  double greatest_rest() const;
+
   const SearchRows& view() const { return view_; }
 
   // Norm of the packed row at a position, before its elements were rounded; NaN or infinite for
@@ -72,9 +85,11 @@ class SearchMatrix {
   bool has_infinite_ = false;
   double least_norm_ = std::numeric_limits<double>::infinity();
   double greatest_packed_norm_ = 0.0;
+  double unit_ = 0.0;
   std::vector<double> norms_;
   std::vector<double> own_norms_;
   std::unique_ptr<float[]> panels_;
+  std::unique_ptr<int32_t[]> integers_;
   std::vector<float> addends_;
   std::vector<int64_t> labels_;
   SearchRows view_{};

@@ -21,10 +21,19 @@ struct SearchRows {
   int64_t rows;
   int64_t panel_count;
   int64_t dimensions;
+  // Instead of `panels`, rows packed as 16-bit integers, two dimensions in a number: those of a row
+  // past the end, and the second of the last two where the dimensions are odd, are 0.
+  const int32_t* integers = nullptr;  // [panel][half the dimensions][kSearchPanelRows]
 };
 
 static inline const float* search_panel_of(const SearchRows& rows, int64_t panel) {
   return rows.panels + panel * rows.dimensions * kSearchPanelRows;
+}
+
+static inline int64_t integer_pairs_of(const SearchRows& rows) { return (rows.dimensions + 1) / 2; }
+
+static inline const int32_t* integer_panel_of(const SearchRows& rows, int64_t panel) {
+  return rows.integers + panel * integer_pairs_of(rows) * kSearchPanelRows;
 }
 
 }  // namespace dmlfast::cpu

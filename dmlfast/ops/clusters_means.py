@@ -1,0 +1,90 @@
+"""Means of the rows of clusters."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dmlfast.ops._arguments import (
+    check_count,
+    check_embeddings,
+    check_integers,
+    distance_dtype,
+)
+from dmlfast.ops._operators import operators, register
+from dmlfast.reference import clusters as reference
+
+
+class ClusterMeans(NamedTuple):
+    """What `cluster_means` found.
+
+    Attributes:
+        mean: (K, d) float64 for float64 rows, else float32; 0 for a cluster without rows.
+            Differentiable in the rows.
+        count: (K,) int64 number of rows.
+    """
+
+    mean: Tensor
+    count: Tensor  # type: ignore[assignment]  # shadows tuple.count on purpose
+
+
+def cluster_means(x: Tensor, assignment: Tensor, clusters: int) -> ClusterMeans:
+    """The mean of the rows of each cluster.
+
+    It is their float64 sum in ascending order over their number, rounded once. Deterministic: the
+    same bits for every number of threads.
+
+    Args:
+        x: (N, d) rows; float16, bfloat16, float32 or float64, any strides.
+        assignment: (N,) the cluster of each row, 0 to `clusters` - 1, any integer dtype; -1 for a
+            row in none. Other numbers are an error of the kernel or of torch.
+        clusters: their number K, at least 0.
+
+    Returns:
+        `ClusterMeans`, (K, d) and (K,); a cluster without rows has mean 0 and count 0. The gradient
+        of a row is that of its cluster's mean over the count. A row that is not finite makes the
+        mean of its cluster so.
+
+    Memory: O(N + K·d).
+
+    Raises:
+        TypeError: something is not a tensor or has a wrong dtype, or `clusters` is no integer.
+        ValueError: a wrong shape or device, or a negative number of clusters.
+    """
+    rows = check_embeddings("x", x)
+    index = check_integers("assignment", assignment, rows.shape[0], rows.device)
+    count = check_count("clusters", clusters, least=0)
+    return ClusterMeans(*operators("clusters", rows.device).clusters_means(rows, index, count))
+
+
+def _reference(x: Tensor, index: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
+    return reference.means(x, index, clusters)
+
+
+def _fake(x: Tensor, index: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
+    means = x.new_empty((clusters, x.shape[1]), dtype=distance_dtype(x))
+    return means, x.new_empty(clusters, dtype=torch.int64)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.dtype = inputs[0].dtype
+    ctx.save_for_backward(inputs[1], output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(operators: Any, ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    index, count = ctx.saved_tensors
+    # A row of zeros for the rows in no cluster; a negative index counts from the end.
+    share = torch.nn.functional.pad(grad / count.clamp(min=1)[:, None], (0, 0, 0, 1))
+    return share[index].to(ctx.dtype), None, None
+
+
+register(
+    "clusters_means",
+    reference=_reference,
+    fake=_fake,
+    save_for_backward=_save,
+    backward=_backward,
+)
