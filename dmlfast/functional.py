@@ -10,6 +10,7 @@ from __future__ import annotations
 from dmlfast.ops.clusters import assign_clusters
 from dmlfast.ops.clusters_kmeans import KMeans, kmeans
 from dmlfast.ops.clusters_means import ClusterMeans, cluster_means
+from dmlfast.ops.clusters_soft import SoftAssignment
 from dmlfast.ops.contrast import AnchorSums, triplet_margin_loss
 from dmlfast.ops.contrast_hinge import contrastive_loss, margin_loss
 from dmlfast.ops.contrast_proxies import (
@@ -46,6 +47,7 @@ __all__ = [
     "DistanceStatistics",
     "KMeans",
     "Selection",
+    "SoftAssignment",
     "adaptive_distance",
     "assign_clusters",
     "cluster_means",

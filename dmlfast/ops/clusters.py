@@ -1,6 +1,8 @@
-"""The nearest of several centres."""
+"""Assignment of rows to centres."""
 
 from __future__ import annotations
+
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -12,11 +14,39 @@ from dmlfast.ops._arguments import (
     check_embeddings,
     check_integers,
     check_option,
+    check_positive,
     check_references,
     describe,
 )
+from dmlfast.ops.clusters_soft import SoftAssignment, soft_assignment
 from dmlfast.ops.neighbors import Selection, select
 from dmlfast.ops.neighbors_top import GREATEST_K, nearest
+
+
+@overload
+def assign_clusters(
+    x: Tensor,
+    centers: Tensor,
+    *,
+    metric: str = ...,
+    top: int = ...,
+    temperature: None = ...,
+    labels: Tensor | None = ...,
+    center_labels: Tensor | None = ...,
+) -> Selection: ...
+
+
+@overload
+def assign_clusters(
+    x: Tensor,
+    centers: Tensor,
+    *,
+    metric: str = ...,
+    top: int = ...,
+    temperature: float,
+    labels: Tensor | None = ...,
+    center_labels: Tensor | None = ...,
+) -> SoftAssignment: ...
 
 
 def assign_clusters(
@@ -25,40 +55,73 @@ def assign_clusters(
     *,
     metric: str = "euclidean",
     top: int = 1,
+    temperature: float | None = None,
     labels: Tensor | None = None,
     center_labels: Tensor | None = None,
-) -> Selection:
-    """The nearest centre of each row, or several of them.
+) -> Selection | SoftAssignment:
+    """The nearest centre of each row, several of them, or all of them by soft assignment.
 
-    The choice is exact: it is the arg-min of the float64 sum over the dimensions in ascending
-    order, equal values go to the lowest centre, and the distance is that value rounded once.
-    Deterministic. A centre at distance NaN is never chosen.
+    Without a temperature the choice is exact: it is the arg-min of the float64 sum over the
+    dimensions in ascending order, equal values go to the lowest centre, and the distance is that
+    value rounded once. A centre at distance NaN is never chosen.
+
+    With a temperature t a row is shared among all centres, p_k = softmax over k of -D_k / t, and
+    what the shares make of its distances is returned, never the (N, K) shares:
+
+        distance = -t log sum_k exp(-D_k / t)      the soft minimum
+        mean     = sum_k p_k D_k                   the mean distance
+
+    More follows from these. The derivative of the soft minimum by D_k is p_k, so that its gradient
+    by `x` is -sum_k p_k c_k with "dot" and 2 (x - sum_k p_k c_k) with "sqeuclidean": it holds the
+    row as its centres make it up. That by `centers` is 2 sum_i p_ik (c_k - x_i) with "sqeuclidean",
+    which is 0 at the centres of soft k-means. The entropy of the shares is (mean - distance) / t.
+    With "dot" and labels, -mean is the relaxed similarity of SoftTriple to the own class.
+
+    Both are deterministic.
 
     Args:
         x: (N, d) rows; float16, bfloat16, float32 or float64, any strides.
         centers: (K, d) of the dtype and device of `x`.
         metric: "euclidean", "sqeuclidean", "cosine" (1 - cos, 1 for a zero vector) or "dot"
             (-<x, c>); smaller is closer.
-        top: how many centres, the nearest first, 1 to 1024; it may exceed their number.
+        top: how many centres, the nearest first, 1 to 1024; it may exceed their number. 1 with a
+            temperature, where all count.
+        temperature: of the soft assignment, in units of the metric, greater than 0 and finite; None
+            for the nearest centre.
         labels: (N,) classes of the rows, any integer dtype. With them only the centres of a row's
             own class count.
         center_labels: (K,) classes of the centres; required with `labels`.
 
     Returns:
-        Selection with (N,) distance, or (N, top) for a `top` of more than 1, differentiable once in
-        `x` and `centers`, and index of the same shape. Without a centre the distance is +inf (NaN
-        for a row that is not finite) and the index -1. The gradient of a Euclidean distance of 0 is
-        0.
+        Without a temperature a Selection with (N,) distance, or (N, top) for a `top` of more than
+        1, differentiable once in `x` and `centers`, and index of the same shape. Without a centre
+        the distance is +inf (NaN for a row that is not finite) and the index -1. The gradient of a
+        Euclidean distance of 0 is 0.
+        With one a SoftAssignment of (N,) distance and mean, differentiable once in `x` and
+        `centers`. Centres that are not finite do not count; without any that do, both are +inf with
+        gradient 0. A row that is not finite has NaN, and gradient NaN where that is used.
 
-    Memory: O((N + K)·d + N·top). Time: with labels only pairs of one class are computed.
+    Memory: O((N + K)·d + N·top). Time: with labels only pairs of one class are computed, by soft
+    assignment whole blocks of up to 256 centres of neighbouring classes. The distances of a soft
+    assignment are float32 sums of products, near ones of differences; float64 rows are served by
+    plain torch everywhere.
 
     Raises:
-        TypeError: something is not a tensor or has a wrong dtype, or `top` is no integer.
-        ValueError: a wrong shape, device, option or `top`, or labels of one side alone.
+        TypeError: something is not a tensor or number or has a wrong dtype, or `top` is no integer.
+        ValueError: a wrong shape, device, option, temperature or `top`, or labels of one side
+            alone.
     """
     check_option("metric", metric, METRICS)
     count = check_count("top", top, greatest=GREATEST_K)
-    return _nearest(check_centers(x, centers, labels, center_labels), metric, count)
+    pairs = check_centers(x, centers, labels, center_labels)
+    if temperature is not None:
+        if count != 1:
+            raise ValueError(f"top: expected 1 with a temperature, got {top}")
+        return soft_assignment(pairs, metric, check_positive("temperature", temperature))
+    if count == 1:
+        distance, index = select(pairs, metric, None, same_class=True, farthest=False)
+        return Selection(distance[:, 0], index[:, 0])
+    return nearest(pairs, metric, "positives", count)
 
 
 def check_centers(x: object, centers: object, labels: object, center_labels: object) -> Pairs:
@@ -86,10 +149,3 @@ def check_centers(x: object, centers: object, labels: object, center_labels: obj
         check_integers("center_labels", center_labels, others.shape[0], rows.device),
         None,
     )
-
-
-def _nearest(pairs: Pairs, metric: str, count: int) -> Selection:
-    if count == 1:
-        distance, index = select(pairs, metric, None, same_class=True, farthest=False)
-        return Selection(distance[:, 0], index[:, 0])
-    return nearest(pairs, metric, "positives", count)

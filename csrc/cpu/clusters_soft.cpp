@@ -1,0 +1,189 @@
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "clusters_soft_isa.h"
+#include "engine/block_schedule.h"
+#include "engine/gradient_matrix.h"
+#include "engine/isa.h"
+#include "engine/upstream.h"
+#include "engine/walk_pair.h"
+#include "metric_name.h"
+#include "operator_checks.h"
+
+namespace dmlfast::cpu {
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// In the unit of packed rows; beyond, a row has one centre, but for ties.
+constexpr double kGreatestSharpness = 1e30;
+
+LabelledRows labelled(const Tensor& rows, const Tensor& labels, const Tensor& order) {
+  return {Matrix(rows), labels.const_data_ptr<int64_t>(), order.const_data_ptr<int64_t>()};
+}
+
+// Rows shared among centres, packed.
+class SoftAssignment {
+ public:
+  SoftAssignment(const LabelledRows& rows, const LabelledRows& centres, const std::string& metric,
+                 double temperature)
+      : pair_(rows, centres, false, nullptr, metric_of(metric)),
+        temperature_(temperature),
+        sharpness_(std::min(pair_.unit() / temperature, kGreatestSharpness)) {}
+
+  const WalkPair& pair() const { return pair_; }
+
+  bool is_lost(int64_t position) const { return !pair_.x().is_finite(position); }
+
+  // Writes the soft minimum and the mean of the distances of each row.
+  void sum(Tensor& minimum, Tensor& mean) const {
+    const int64_t padded = pair_.padded_anchors();
+    std::vector<float> least(padded, std::numeric_limits<float>::infinity());
+    std::vector<double> masses(padded, 0.0);
+    std::vector<double> moments(padded, 0.0);
+    SoftTask task = empty_task(nullptr, nullptr);
+    task.least = least.data();
+    task.masses = masses.data();
+    task.moments = moments.data();
+    run(task);
+    for (int64_t i = 0; i < pair_.anchors().rows.rows(); ++i) {
+      const int64_t row = pair_.anchors().order[i];
+      double lowest = is_lost(i) ? std::numeric_limits<double>::quiet_NaN() : kInfinity;
+      double average = lowest;
+      if (masses[i] > 0.0) {
+        const double nearest = static_cast<double>(least[i]) * pair_.unit();
+        lowest = nearest - temperature_ * std::log(masses[i]);
+        average = nearest + moments[i] / masses[i] * pair_.unit();
+      }
+      minimum.mutable_data_ptr<double>()[row] = lowest;
+      mean.mutable_data_ptr<double>()[row] = average;
+    }
+  }
+
+  // Adds up the gradients of the packed rows for upstream gradients by row, and returns what they
+  // are to be multiplied by.
+  double add_gradients(const std::vector<double>& grad_minimum,
+                       const std::vector<double>& grad_mean, const std::vector<double>& minimum,
+                       const std::vector<double>& mean, const GradientRows& x,
+                       const GradientRows& y) const {
+    const double divisor = common_divisor(grad_minimum, grad_mean);
+    // A row without centres has no distances to weigh.
+    const std::vector<float> minima = by_position(minimum, pair_.unit());
+    const std::vector<float> means = by_position(mean, pair_.unit());
+    const std::vector<float> minimum_weights = by_position(grad_minimum, divisor);
+    const std::vector<float> mean_weights = by_position(grad_mean, divisor);
+    SoftTask task = empty_task(&x, &y);
+    task.minima = minima.data();
+    task.means = means.data();
+    task.minimum_weights = minimum_weights.data();
+    task.mean_weights = mean_weights.data();
+    run(task);
+    return divisor * pair_.unit() * pair_.scale();
+  }
+
+ private:
+  SoftTask empty_task(const GradientRows* x, const GradientRows* y) const {
+    return {pair_.task(x, y),
+            pair_.class_begin(),
+            pair_.class_end(),
+            static_cast<float>(sharpness_),
+            nullptr,
+            nullptr,
+            nullptr,
+            nullptr,
+            nullptr,
+            nullptr,
+            nullptr};
+  }
+
+  std::vector<float> by_position(const std::vector<double>& values, double divisor) const {
+    std::vector<float> result(pair_.padded_anchors(), 0.0f);
+    for (size_t i = 0; i < values.size(); ++i) {
+      result[i] = static_cast<float>(values[pair_.anchors().order[i]] / divisor);
+    }
+    return result;
+  }
+
+  static void run(const SoftTask& task) {
+    const SoftFunction share_out = DMLFAST_OF_ISA(clusters_soft);
+    meet_all(task.walk, [&](Span x, Span y) { share_out(task, x, y); });
+  }
+
+  WalkPair pair_;
+  double temperature_;
+  double sharpness_;
+};
+
+void check_arguments(const Tensor& x, const Tensor& labels, const Tensor& order,
+                     const Tensor& centers, const Tensor& center_labels, const Tensor& center_order,
+                     double temperature) {
+  check_labelled(x, labels, order, centers, center_labels, center_order, std::nullopt);
+  STD_TORCH_CHECK(x.scalar_type() != ScalarType::Double,
+                  "x: expected float16, bfloat16 or float32; the reference serves float64");
+  STD_TORCH_CHECK(temperature > 0.0, "temperature: expected a number greater than 0");
+}
+
+std::tuple<Tensor, Tensor> clusters_soft(Tensor x, Tensor labels, Tensor order, Tensor centers,
+                                         Tensor center_labels, Tensor center_order,
+                                         std::string metric, double temperature, bool) {
+  check_arguments(x, labels, order, centers, center_labels, center_order, temperature);
+  Tensor minimum = torch::stable::new_empty(x, {x.size(0)}, ScalarType::Double);
+  Tensor mean = torch::stable::new_empty(x, {x.size(0)}, ScalarType::Double);
+  SoftAssignment(labelled(x, labels, order), labelled(centers, center_labels, center_order), metric,
+                 temperature)
+      .sum(minimum, mean);
+  return {minimum, mean};
+}
+
+std::tuple<Tensor, Tensor> clusters_soft_backward(Tensor grad_minimum, Tensor grad_mean,
+                                                  Tensor minimum, Tensor mean, Tensor x,
+                                                  Tensor labels, Tensor order, Tensor centers,
+                                                  Tensor center_labels, Tensor center_order,
+                                                  std::string metric, double temperature, bool) {
+  check_arguments(x, labels, order, centers, center_labels, center_order, temperature);
+  for (const Tensor* values : {&grad_minimum, &grad_mean, &minimum, &mean}) {
+    STD_TORCH_CHECK(values->dim() == 1 && values->size(0) == x.size(0),
+                    "grad: expected a value per row");
+  }
+  Tensor grad_x = torch::stable::new_empty(x, {x.size(0), x.size(1)});
+  Tensor grad_centers = torch::stable::new_empty(centers, {centers.size(0), x.size(1)});
+  const SoftAssignment soft(labelled(x, labels, order),
+                            labelled(centers, center_labels, center_order), metric, temperature);
+  const WalkPair& pair = soft.pair();
+  const std::vector<double> to_minimum = read_column(grad_minimum);
+  const std::vector<double> to_mean = read_column(grad_mean);
+  GradientMatrix x_gradient(pair.x());
+  GradientMatrix y_gradient(pair.y());
+  const double factor = soft.add_gradients(to_minimum, to_mean, read_column(minimum),
+                                           read_column(mean), x_gradient.view(), y_gradient.view());
+  const auto is_lost = [&](int64_t position) {
+    const int64_t row = pair.anchors().order[position];
+    return soft.is_lost(position) && (to_minimum[row] != 0.0 || to_mean[row] != 0.0);
+  };
+  x_gradient.write(pair.anchors(), pair.metric(), factor, is_lost, grad_x);
+  y_gradient.write(
+      pair.references(), pair.metric(), factor, [](int64_t) { return false; }, grad_centers);
+  return {grad_x, grad_centers};
+}
+
+}  // namespace
+
+}  // namespace dmlfast::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(dmlfast, CPU, m) {
+  m.impl("clusters_soft", TORCH_BOX(&dmlfast::cpu::clusters_soft));
+  m.impl("clusters_soft_backward", TORCH_BOX(&dmlfast::cpu::clusters_soft_backward));
+}
