@@ -5,7 +5,7 @@ from __future__ import annotations
 import oracle
 import pytest
 import torch
-from neighbors_cases import DTYPES, assert_same_bits, each_backend, each_metric
+from operator_cases import DTYPES, assert_same_bits, compile_whole, each_backend, each_metric
 from oracle import DATA, make
 from torch import Tensor
 
@@ -100,9 +100,7 @@ def test_the_gradient_is_that_of_the_chosen_distances(metric, backend):
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_whole(backend, dynamic):
     with use_backend(backend):
-        compiled = torch.compile(
-            F.assign_clusters, backend="aot_eager", fullgraph=True, dynamic=dynamic
-        )
+        compiled = compile_whole(F.assign_clusters, dynamic=dynamic)
         for n in (24, 35):
             x, _, centers, _ = problem("random", n, 7, 4)
             assert_same_bits(compiled(x, centers), F.assign_clusters(x, centers))

@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from neighbors_cases import DTYPES, ISAS, assert_same_bits, each_backend
+from operator_cases import DTYPES, ISAS, assert_same_bits, compile_whole, each_backend
 from oracle import DATA, make
 from torch import Tensor
 
@@ -314,7 +314,7 @@ def test_compiles_whole(backend):
         return tuple(F.kmeans(x, 5, iterations=3, initial=x[:5]))
 
     with use_backend(backend):
-        compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+        compiled = compile_whole(function)
         x, _ = make("random", 40, 4, 1)
         assert_same_bits(compiled(x), function(x))
     torch.compiler.reset()

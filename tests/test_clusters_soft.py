@@ -7,9 +7,18 @@ import math
 import oracle
 import pytest
 import torch
-from neighbors_cases import DTYPES, ISAS, assert_same_bits, each_backend, each_metric
+from operator_cases import (
+    DTYPES,
+    ISAS,
+    NAMESPACE,
+    assert_same_bits,
+    compile_whole,
+    each_backend,
+    each_metric,
+    opcheck,
+)
 from oracle import DATA, METRICS, make
-from structure_cases import NAMESPACE, assert_near, copies_for_opcheck, doubles, returned
+from structure_cases import assert_near, doubles
 from torch import Tensor
 
 import dmlfast.functional as F
@@ -67,7 +76,7 @@ def assert_is_soft(
     generator = torch.Generator().manual_seed(3)
     ups = [torch.randn(len(none), generator=generator, dtype=torch.float64) for _ in range(2)]
     for result, right in zip(found, expected, strict=True):
-        assert result.dtype == returned(leaves[0].dtype)
+        assert result.dtype == oracle.returned_dtype(leaves[0].dtype)
         assert torch.isposinf(result[none]).all()
         assert_near(result[~none], right[~none], tolerance)
     actual = torch.autograd.grad(found, leaves, [u.to(found[0].dtype) for u in ups])
@@ -271,7 +280,7 @@ def test_compiles_whole_forward_and_backward(backend, dynamic):
         return found.distance + 2 * found.mean
 
     with use_backend(backend):
-        compiled = torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+        compiled = compile_whole(function, dynamic=dynamic)
         for n in (24, 35):
             leaves, _ = problem("random", n, 7, 4)
             results = []
@@ -296,8 +305,7 @@ def test_opcheck(backend, operator_calls):
         "clusters_soft",
         "clusters_soft_backward",
     ]
-    for function, arguments in calls:
-        torch.library.opcheck(function, copies_for_opcheck(function, arguments))
+    opcheck(calls)
 
 
 @pytest.mark.parametrize(

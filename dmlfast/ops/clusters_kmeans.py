@@ -13,10 +13,10 @@ from dmlfast.ops._arguments import (
     check_generator,
     check_references,
     describe,
-    distance_dtype,
 )
 from dmlfast.ops._operators import operators, register
 from dmlfast.reference import clusters as reference
+from dmlfast.reference.distances import distance_dtype
 
 
 class KMeans(NamedTuple):

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from dmlfast.ops._arguments import (
+    can_read,
     check_count,
     check_embeddings,
     check_integers,
-    distance_dtype,
 )
 from dmlfast.ops._operators import operators, register
 from dmlfast.reference import clusters as reference
+from dmlfast.reference.distances import distance_dtype
 
 
 class ClusterMeans(NamedTuple):
@@ -39,7 +40,7 @@ def cluster_means(x: Tensor, assignment: Tensor, clusters: int) -> ClusterMeans:
     Args:
         x: (N, d) rows; float16, bfloat16, float32 or float64, any strides.
         assignment: (N,) the cluster of each row, 0 to `clusters` - 1, any integer dtype; -1 for a
-            row in none. Other numbers are an error of the kernel or of torch.
+            row in none.
         clusters: their number K, at least 0.
 
     Returns:
@@ -51,11 +52,17 @@ def cluster_means(x: Tensor, assignment: Tensor, clusters: int) -> ClusterMeans:
 
     Raises:
         TypeError: something is not a tensor or has a wrong dtype, or `clusters` is no integer.
-        ValueError: a wrong shape or device, or a negative number of clusters.
+        ValueError: a wrong shape or device, a negative number of clusters, or on the CPU another
+            cluster.
     """
     rows = check_embeddings("x", x)
     index = check_integers("assignment", assignment, rows.shape[0], rows.device)
     count = check_count("clusters", clusters, least=0)
+    if can_read(index) and index.numel() > 0:
+        least, greatest = (int(value) for value in index.aminmax())
+        if least < -1 or greatest >= count:
+            got = least if least < -1 else greatest
+            raise ValueError(f"assignment: expected clusters in [-1, {count}), got {got}")
     return ClusterMeans(*operators("clusters", rows.device).clusters_means(rows, index, count))
 
 

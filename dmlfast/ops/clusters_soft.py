@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dmlfast.ops._arguments import Pairs, allows_fast_products, distance_dtype
+from dmlfast.ops._arguments import Pairs, allows_fast_products
 from dmlfast.ops._operators import operators, reference_operators, register
 from dmlfast.reference import clusters_soft as reference
+from dmlfast.reference.distances import distance_dtype
 
 _TENSORS = 6  # arguments of the operator that are tensors; the first ones
 

@@ -30,7 +30,7 @@ def means(x: Tensor, index: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
         # index_add_ uses atomics there; index_put_ sorts.
         total.index_put_((own,), rows, accumulate=True)
     mean = total / count.clamp(min=1)[:, None]
-    return mean.to(torch.float64 if x.dtype == torch.float64 else torch.float32), count
+    return mean.to(distances.distance_dtype(x)), count
 
 
 def seeds(x: Tensor, uniform: Tensor) -> Tensor:

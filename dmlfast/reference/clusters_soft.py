@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dmlfast.reference import distances
+from dmlfast.reference.distances import row_parts
 from dmlfast.reference.pairs import pair_chunk, weighted_gradients
 
 
@@ -82,9 +82,7 @@ def soft(
     """
     minimum = x.new_empty(x.shape[0], dtype=torch.float64)
     mean = torch.empty_like(minimum)
-    rows = distances.chunk_rows(centers.shape[0])
-    for start in range(0, x.shape[0], rows):
-        part = slice(start, start + rows)
+    for part in row_parts(x.shape[0], centers.shape[0]):
         found = _shares(x[part], labels[part], centers, center_labels, metric, temperature)
         minimum[part], mean[part] = found.minimum, found.mean
     return minimum, mean
@@ -105,9 +103,7 @@ def soft_backward(
     grad_x = torch.zeros_like(x, dtype=torch.float64)
     y = centers.double()
     grad_centers = torch.zeros_like(y)
-    rows = distances.chunk_rows(centers.shape[0])
-    for start in range(0, x.shape[0], rows):
-        part = slice(start, start + rows)
+    for part in row_parts(x.shape[0], centers.shape[0]):
         found = _shares(x[part], labels[part], centers, center_labels, metric, temperature)
         to_minimum, to_mean = (g[part, None].double() for g in (grad_minimum, grad_mean))
         slope = 1 - (found.distance - found.mean[:, None]) / temperature
