@@ -72,9 +72,9 @@ def kmeans(
     Returns:
         `KMeans`, not differentiable.
 
-    Memory: O((N + K)·d), about 0.7 times float32 rows and 150 bytes a row; half-precision rows are
-    copied to float32. There is no N x K matrix. Time: a k-means++ start reads all rows K times,
-    about a tenth of the time of as many distances as an iteration has.
+    Memory: O((N + K)·d), about half of float32 rows and 200 bytes a row; half-precision rows are
+    copied to float32. There is no N x K matrix. Time: a k-means++ start reads all rows K times, one
+    after another, which takes as long as some 20 iterations.
 
     Raises:
         TypeError: something is not a tensor, an integer or a generator, or has a wrong dtype.
