@@ -80,7 +80,13 @@ set(cuda_sources
   csrc/cuda/ranking.cpp
   csrc/cuda/ranking.cu
   csrc/cuda/ranking_synthesis.cpp
-  csrc/cuda/ranking_synthesis.cu)
+  csrc/cuda/ranking_synthesis.cu
+  csrc/cuda/structure.cpp
+  csrc/cuda/structure.cu
+  csrc/cuda/structure_clusters.cpp
+  csrc/cuda/structure_clusters.cu
+  csrc/cuda/structure_clusters_gradient.cu
+  csrc/cuda/structure_gradient.cu)
 
 if(DMLFAST_TORCH_CUDA)
   add_library(_C_cuda MODULE ${cuda_sources})

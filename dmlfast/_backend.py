@@ -77,7 +77,7 @@ _KERNELS = {
     "contrast_triplet": ("cpu", "cuda", "meta"),
     "pairwise": ("cpu", "cuda", "meta"),
     "ranking": ("cpu", "cuda", "meta"),
-    "structure": ("cpu", "meta"),
+    "structure": ("cpu", "cuda", "meta"),
 }
 
 _warned: set[tuple[str, str]] = set()

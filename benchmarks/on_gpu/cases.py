@@ -179,9 +179,9 @@ def _beside(kernel: Contestant, others: Mapping[str, Contestant]) -> dict[str, C
     return {**_PRODUCTS, _KERNEL: kernel, **others, _REPLAYED: replayed(kernel)}
 
 
-def _loss(name: str) -> dict[str, Contestant]:
+def _loss(name: str, *rivals: str) -> dict[str, Contestant]:
     kernel = WORKLOADS[name].contestants[_KERNEL]
-    return _beside(kernel, _of(name, "written out", _COMPILED, _PEER))
+    return _beside(kernel, _of(name, *(rivals or ("written out", _COMPILED, _PEER))))
 
 
 _HARDEST = _beside(_hardest_negative, {"flash-kmeans": _flash_kmeans})
@@ -226,6 +226,13 @@ CASES: dict[str, TimedCase] = {
             **_PRODUCTS,
             **_of("pairwise_distance_backward", _KERNEL, "reference", "torch.cdist"),
         },
+    ),
+    "adaptive_distance": TimedCase(
+        Case(8192),
+        {**_PRODUCTS, **_of("adaptive_distance", _KERNEL, "reference", "one product")},
+    ),
+    "multi_cluster": TimedCase(
+        Case(8192), _loss("multi_cluster", "written out", _COMPILED, "reference")
     ),
     "nearest_neighbors": TimedCase(
         Case(16384),

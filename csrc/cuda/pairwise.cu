@@ -1,4 +1,5 @@
 #include "pairwise_distance.cuh"
+#include "pairwise_walks.cuh"
 
 namespace dmlfast::cuda {
 
@@ -33,14 +34,19 @@ int64_t pairwise_distance_bytes(const PairwiseRows& rows) {
   return workspace.bytes();
 }
 
+void launch_distance_walk(const PairwiseWalk& pairs, bool is_split, float* distance,
+                          int shared_bytes, cudaStream_t stream) {
+  with_precision(is_split, [&](auto precision) {
+    launch_walk<StorePolicy, decltype(precision)::value>(
+        pairs.walk, StorePolicy(pairs.distances, distance), shared_bytes, stream);
+  });
+}
+
 void launch_pairwise_distance(const PairwiseRows& rows, float* distance, void* workspace,
                               cudaStream_t stream) {
   Workspace memory(workspace);
   const PairwiseWalk pairs = launch_pairwise_pack(rows, PairwiseMemory::take(memory, rows), stream);
-  with_precision(is_split(rows), [&](auto precision) {
-    launch_walk<StorePolicy, decltype(precision)::value>(
-        pairs.walk, StorePolicy(pairs.distances, distance), rows.shared_bytes, stream);
-  });
+  launch_distance_walk(pairs, is_split(rows), distance, rows.shared_bytes, stream);
 }
 
 }  // namespace dmlfast::cuda

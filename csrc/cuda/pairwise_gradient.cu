@@ -56,10 +56,6 @@ struct MomentGradientMemory {
   }
 };
 
-GradientTask gradient_task(const PairwiseWalk& pairs, const GradientSums& sums) {
-  return {pairs.walk, pairs.distances, sums};
-}
-
 void launch_rows(const PairwiseWalk& pairs, const GradientSums& sums, const uint8_t* lost,
                  void* gradient, cudaStream_t stream) {
   const AnyRows& rows = pairs.distances.x_rows;
@@ -69,20 +65,12 @@ void launch_rows(const PairwiseWalk& pairs, const GradientSums& sums, const uint
 
 // The gradient of the rows of a walk, by the distances and upstream gradients of its pairs.
 void launch_of_distances(const PairwiseRows& rows, const PairwiseWalk& pairs,
-                         const PairMatrix& distance, const PairMatrix& grad,
-                         const GradientMemory& memory, uint8_t* lost, void* gradient,
+                         const DistanceGradient& of, const GradientSums& sums, void* gradient,
                          cudaStream_t stream) {
-  if (pairs.walk.x.rows == 0) {
-    return;
+  if (pairs.walk.x.rows > 0) {
+    launch_distance_gradient_walk(pairs, of, !rows.fast, sums, rows.shared_bytes, stream);
+    launch_rows(pairs, sums, of.lost, gradient, stream);
   }
-  DMLFAST_LAUNCH(clear_lost_rows_kernel, element_blocks(pairs.walk.x.rows), kElementThreads, stream,
-                 lost, pairs.walk.x.rows);
-  const DistanceGradientPolicy policy(pairs.distances, distance, grad, rows.within_batch, lost);
-  with_precision(!rows.fast, [&](auto precision) {
-    launch_gradient_walk<DistanceGradientPolicy, decltype(precision)::value>(
-        gradient_task(pairs, memory.sums), policy, rows.shared_bytes, stream);
-  });
-  launch_rows(pairs, memory.sums, lost, gradient, stream);
 }
 
 void launch_of_moments(const PairwiseRows& rows, const PairwiseWalk& pairs, const double* centre,
@@ -124,6 +112,18 @@ void launch_moment_weights(const PairwiseRows& rows, const PairwiseWalk& pairs,
 
 }  // namespace
 
+void launch_distance_gradient_walk(const PairwiseWalk& pairs, const DistanceGradient& gradient,
+                                   bool is_split, const GradientSums& sums, int shared_bytes,
+                                   cudaStream_t stream) {
+  DMLFAST_LAUNCH(clear_lost_rows_kernel, element_blocks(pairs.walk.x.rows), kElementThreads, stream,
+                 gradient.lost, pairs.walk.x.rows);
+  const DistanceGradientPolicy policy(pairs.distances, gradient);
+  with_precision(is_split, [&](auto precision) {
+    launch_gradient_walk<DistanceGradientPolicy, decltype(precision)::value>(
+        gradient_task(pairs, sums), policy, shared_bytes, stream);
+  });
+}
+
 int64_t pairwise_distance_gradient_bytes(const PairwiseRows& rows) {
   Workspace workspace;
   GradientMemory::take(workspace, in_gradient_items(rows));
@@ -138,10 +138,11 @@ void launch_pairwise_distance_gradient(const PairwiseRows& given, const PairMatr
   Workspace parts(workspace);
   const GradientMemory memory = GradientMemory::take(parts, rows);
   const PairwiseWalk pairs = launch_pairwise_pack(rows, memory.pairs, stream);
-  launch_of_distances(rows, pairs, distance, grad, memory, memory.lost_x, gradients.x, stream);
+  const DistanceGradient of{distance, grad, rows.within_batch, memory.lost_x};
+  launch_of_distances(rows, pairs, of, memory.sums, gradients.x, stream);
   if (!rows.within_batch) {
-    launch_of_distances(rows, exchanged(pairs), transposed(distance), transposed(grad), memory,
-                        memory.lost_references, gradients.references, stream);
+    launch_of_distances(rows, exchanged(pairs), exchanged(of, memory.lost_references), memory.sums,
+                        gradients.references, stream);
   }
 }
 

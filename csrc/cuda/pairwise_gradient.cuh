@@ -3,14 +3,10 @@
 
 #include <climits>
 
-#include "engine/gradient_walk.cuh"
 #include "pairwise_moments.cuh"
+#include "pairwise_walks.cuh"
 
 namespace dmlfast::cuda {
-
-__host__ __device__ inline PairMatrix transposed(const PairMatrix& matrix) {
-  return {matrix.data, matrix.column_stride, matrix.row_stride};
-}
 
 // Reads distances and upstream gradients, each by row and column of the walk. Nothing is kept from
 // tile to tile: during a product few registers are left.
@@ -19,11 +15,8 @@ class DistanceGradientPolicy {
   static constexpr bool kMultiplies = false;
   static constexpr int kColumnValues = 1;
 
-  // `lost`, by row, becomes 1 where a pair of the row has a distance that is not a number and an
-  // upstream gradient.
-  DistanceGradientPolicy(const DistanceTask& task, const PairMatrix& distance,
-                         const PairMatrix& grad, bool within_batch, uint8_t* lost)
-      : task_(task), distance_(distance), grad_(grad), within_batch_(within_batch), lost_(lost) {}
+  DistanceGradientPolicy(const DistanceTask& task, const DistanceGradient& gradient)
+      : task_(task), of_(gradient) {}
 
   __device__ const float* column_values(int) const { return task_.y.norm; }
   __device__ TileRange tiles(const BlockRows&) const { return {0, INT_MAX}; }
@@ -38,7 +31,7 @@ class DistanceGradientPolicy {
 #pragma unroll
     for (int slot = 0; slot < Fragment::kRows; ++slot) {
       const int row = s.rows->anchors[tile_row(slot)];
-      const PairCursor distances(distance_, row, tile.column(0));
+      const PairCursor distances(of_.distance, row, tile.column(0));
 #pragma unroll
       for (int j = 0; j < Fragment::kColumns; ++j) {
         const bool exists = row >= 0 && tile.column(j) < task_.y.rows;
@@ -53,22 +46,22 @@ class DistanceGradientPolicy {
 #pragma unroll
     for (int slot = 0; slot < Fragment::kRows; ++slot) {
       const int row = s.rows->anchors[tile_row(slot)];
-      const PairCursor grads(grad_, row, tile.column(0));
+      const PairCursor grads(of_.grad, row, tile.column(0));
       // Within a batch the pair comes up once more, with its rows exchanged.
-      const PairCursor others(transposed(grad_), row, tile.column(0));
+      const PairCursor others(transposed(of_.grad), row, tile.column(0));
       bool is_lost = false;
 #pragma unroll
       for (int j = 0; j < Fragment::kColumns; ++j) {
         float& value = fragment.value[slot][j];
         const bool exists = row >= 0 && tile.column(j) < task_.y.rows;
         const float grad = exists ? grads.at(j) : 0.0f;
-        const float other = within_batch_ && exists ? others.at(j) : 0.0f;
+        const float other = of_.within_batch && exists ? others.at(j) : 0.0f;
         is_lost = is_lost || (value != value && (grad != 0.0f || other != 0.0f));
         value = weight_of(task_.metric, grad + other, value, inverse_unit);
         keep_column_order(j);
       }
       if (is_lost) {
-        lost_[row] = 1;
+        of_.lost[row] = 1;
       }
     }
   }
@@ -91,10 +84,7 @@ class DistanceGradientPolicy {
   };
 
   DistanceTask task_;
-  PairMatrix distance_;
-  PairMatrix grad_;
-  bool within_batch_;
-  uint8_t* lost_;
+  DistanceGradient of_;
 };
 
 static __global__ void clear_lost_rows_kernel(uint8_t* lost, int64_t rows) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "engine/any_rows.cuh"
+#include "engine/dimension_weights.cuh"
 #include "engine/tile_walk.cuh"
 
 namespace dmlfast::cuda {
@@ -30,6 +31,12 @@ struct DistanceTask {
   const int64_t* x_order;
   const int64_t* y_order;
   const int32_t* self;  // by anchor position: the column that is no partner, -1 for none; or null
+  DimensionWeights weights = {};
+
+  // Whether a packed square is lost in the rounding of those of the rows, whose sum is given.
+  __device__ bool is_near(float square, float norms) const {
+    return square < kNear * norms || square < weights.least_square;
+  }
 };
 
 // That of a problem, whose arguments name both operands and their orders.
@@ -41,8 +48,10 @@ DistanceTask distance_task(const Arguments& a, const PackedPair& pair, const int
 
 // The same with rows and columns exchanged; no pair is left out.
 inline DistanceTask exchanged(const DistanceTask& task) {
-  return {task.metric, task.scale,   task.y,       task.x, task.y_rows,
-          task.x_rows, task.y_order, task.x_order, nullptr};
+  DimensionWeights weights = task.weights;
+  weights.are_of_columns = !weights.are_of_columns;
+  return {task.metric, task.scale,   task.y,       task.x,  task.y_rows,
+          task.x_rows, task.y_order, task.x_order, nullptr, weights};
 }
 
 // Of a thread's columns of each of its rows, those whose pairs are near, a bit for each.
@@ -138,7 +147,7 @@ class Distances {
         const float norms = norm_[slot] + norm;
         const float square = multiply_add(-2.0f, value, norms);
         const bool exists = is_pair(slot, norms, tile, j);
-        near.columns[slot] |= exists && square < kNear * norms ? 1u << j : 0u;
+        near.columns[slot] |= exists && task.is_near(square, norms) ? 1u << j : 0u;
         const float distance = to_units(has_root, square < 0.0f ? 0.0f : square);
         value = exists ? distance : NAN;
       }
@@ -164,8 +173,8 @@ class Distances {
       for (int slot = 0; slot < Fragment::kRows; ++slot) {
         const float scaled = fragment.value[slot][j] * inverse_unit;
         const float square = has_root ? scaled * scaled : scaled * inverse_unit;
-        const float limit = kNear * (norm_[slot] + tile.value(0, j));
-        near.columns[slot] |= square < limit ? 1u << j : 0u;
+        const float norms = norm_[slot] + tile.value(0, j);
+        near.columns[slot] |= task.is_near(square, norms) ? 1u << j : 0u;
       }
       keep_column_order(j);
     }
@@ -208,9 +217,13 @@ class Distances {
     const int64_t x = task.x_order[anchor];
     const int64_t y = task.y_order[column];
     double squares = 0.0;
-    for (int64_t k = lane; k < task.x_rows.columns; k += 32) {
-      const double difference = element(task.x_rows, x, k) - element(task.y_rows, y, k);
-      squares += difference * difference;
+    if (task.weights.exist()) {
+      squares = task.weights.squares(task.x_rows, task.y_rows, x, y, lane);
+    } else {
+      for (int64_t k = lane; k < task.x_rows.columns; k += 32) {
+        const double difference = element(task.x_rows, x, k) - element(task.y_rows, y, k);
+        squares += difference * difference;
+      }
     }
     squares = warp_sum(squares);
     return static_cast<float>(task.metric == Metric::euclidean ? sqrt(squares) : squares);

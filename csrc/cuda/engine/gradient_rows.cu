@@ -10,23 +10,14 @@ __global__ void gradient_rows_kernel(GradientResult result) {
   const DistanceTask& distances = task.distances;
   const WalkTask& walk = task.walk;
   const int lane = lane_number();
-  const Split split =
-      split_of(walk.queries.number(), kTileRows, walk.y.tiles(), walk.queries.wanted_items);
   const int padded = walk.x.padded_columns;
   const double unit = unit_of(distances.metric, distances.scale);
   for (int position = blockIdx.x * kElementWarps + threadIdx.x / 32; position < walk.x.rows;
        position += gridDim.x * kElementWarps) {
     const int64_t row = distances.x_order[position];
-    const int64_t first = first_part_of(split, position);
-    const auto sum_of_parts = [&](const float* sums, int64_t stride, int64_t k) {
-      double sum = 0.0;
-      for (int part = 0; part < split.parts; ++part) {
-        sum += sums[(first + int64_t{part} * kTileRows) * stride + k];
-      }
-      return sum;
-    };
+    const PartSums sums(task, position);
     const bool is_lost = result.lost != nullptr && result.lost[position] != 0;
-    const double weight = sum_of_parts(task.sums.weights, 1, 0);
+    const double weight = sums.weight();
     const auto packed = [&](int64_t k) {
       const int64_t at = int64_t{position} * padded + k;
       return static_cast<double>(to_float(walk.x.high[at])) + to_float(walk.x.low[at]);
@@ -36,7 +27,7 @@ __global__ void gradient_rows_kernel(GradientResult result) {
     double squares = 0.0;
     if (distances.metric == Metric::cosine) {
       for (int64_t k = lane; k < walk.x.padded_columns; k += 32) {
-        along += packed(k) * sum_of_parts(task.sums.rows, padded, k);
+        along += packed(k) * sums.column(k);
       }
       along = warp_sum(along) * unit * unit;
       for (int64_t k = lane; k < distances.x_rows.columns; k += 32) {
@@ -47,7 +38,7 @@ __global__ void gradient_rows_kernel(GradientResult result) {
     }
     const double length = sqrt(squares);
     for (int64_t k = lane; k < distances.x_rows.columns; k += 32) {
-      const double sum = sum_of_parts(task.sums.rows, padded, k);
+      const double sum = sums.column(k);
       double gradient = -unit * sum;
       if (sums_differences(distances.metric)) {
         // Euclidean weights are of packed rows.

@@ -324,17 +324,27 @@ class GradientWalk {
     });
   }
 
-  // Adds weight * (y - x), from the values as given, in packed units.
+  // Adds weight * (y - x), from the values as given, in packed units; of rows with weights of the
+  // dimensions, what stands for the difference of their packed rows.
   __device__ void add_difference(int row, int column, float weight) const {
     const int lane = lane_number();
     const DistanceTask& task = task_.distances;
     const int64_t x = task.x_order[rows_.anchors[row]];
     const int64_t y = task.y_order[column];
-    const double scale = weight / unit_of(task.metric, task.scale);
-    const int64_t end = min(int64_t{place_.first_column} + columns(), task.x_rows.columns);
-    for (int64_t k = place_.first_column + lane; k < end; k += 32) {
-      const double difference = element(task.y_rows, y, k) - element(task.x_rows, x, k);
-      sums_row(row)[k] += static_cast<float>(scale * difference);
+    if (task.weights.exist()) {
+      const int64_t end = min(int64_t{place_.first_column} + columns(), 2 * task.x_rows.columns);
+#pragma unroll 1
+      for (int64_t k = place_.first_column + lane; k < end; k += 32) {
+        const double difference = task.weights.packed_difference(task.x_rows, task.y_rows, x, y, k);
+        sums_row(row)[k] += static_cast<float>(weight * difference);
+      }
+    } else {
+      const double scale = weight / unit_of(task.metric, task.scale);
+      const int64_t end = min(int64_t{place_.first_column} + columns(), task.x_rows.columns);
+      for (int64_t k = place_.first_column + lane; k < end; k += 32) {
+        const double difference = element(task.y_rows, y, k) - element(task.x_rows, x, k);
+        sums_row(row)[k] += static_cast<float>(scale * difference);
+      }
     }
     __syncwarp();
   }
@@ -430,6 +440,34 @@ void launch_gradient_walk(GradientTask task, const Policy& policy, int shared_by
                           bytes, stream, task, policy);
   }
 }
+
+// The sums of a walk's row over the parts of its columns.
+class PartSums {
+ public:
+  __device__ PartSums(const GradientTask& task, int position)
+      : sums_(task.sums),
+        columns_(task.walk.x.padded_columns),
+        split_(split_of(task.walk.queries.number(), kTileRows, task.walk.y.tiles(),
+                        task.walk.queries.wanted_items)),
+        first_(first_part_of(split_, position)) {}
+
+  __device__ double column(int64_t k) const { return sum(sums_.rows + k, columns_); }
+  __device__ double weight() const { return sum(sums_.weights, 1); }
+
+ private:
+  __device__ double sum(const float* from, int64_t stride) const {
+    double sum = 0.0;
+    for (int part = 0; part < split_.parts; ++part) {
+      sum += from[(first_ + int64_t{part} * kTileRows) * stride];
+    }
+    return sum;
+  }
+
+  GradientSums sums_;
+  int64_t columns_;
+  Split split_;
+  int64_t first_;
+};
 
 // From the sums to the gradient of the rows as given.
 struct GradientResult {

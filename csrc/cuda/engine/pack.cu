@@ -28,6 +28,13 @@ void launch_centre(const double* sums, int64_t rows, int64_t columns, bool has_c
                  columns, has_centre, centre, scale);
 }
 
+void launch_row_centre(const AnyRows& rows, double* sums, double* centre, PackScale* scale,
+                       cudaStream_t stream) {
+  with_narrow_type_of(rows, [&](auto type) {
+    launch_column_means(rows.as<decltype(type)>(), true, sums, centre, scale, stream);
+  });
+}
+
 PackedPair launch_pack_rows(const AnyRows& x, const int64_t* order, const AnyRows& references,
                             const int64_t* reference_order, bool within_batch, Metric metric,
                             const PackPairMemory& memory, cudaStream_t stream) {

@@ -410,19 +410,28 @@ PackedPair launch_pack_centred(const Rows<T>& x, const int64_t* order, const Pac
   return pair;
 }
 
+// The mean of the columns' finite elements, and a scale that knows no row yet.
+template <class T>
+void launch_column_means(const Rows<T>& rows, bool has_centre, double* sums, double* centre,
+                         PackScale* scale, cudaStream_t stream) {
+  has_centre = has_centre && rows.rows > 0;
+  if (has_centre) {
+    DMLFAST_LAUNCH((column_sums_kernel<T>), dim3{grid_for(kCentreChunks)}, 128, stream, rows, sums);
+  }
+  launch_centre(sums, rows.rows, rows.columns, has_centre, centre, scale, stream);
+}
+
+// The same for rows of any dtype that have a centre.
+void launch_row_centre(const AnyRows& rows, double* sums, double* centre, PackScale* scale,
+                       cudaStream_t stream);
+
 // Packs both operands around the centre of all references.
 template <class T>
 PackedPair launch_pack_pair(const Rows<T>& x, const int64_t* order, const Rows<T>& references,
                             const int64_t* reference_order, bool within_batch, Metric metric,
                             const PackPairMemory& memory, cudaStream_t stream) {
-  const int64_t columns = references.columns;
-  const bool has_centre = sums_differences(metric) && references.rows > 0;
-  if (has_centre) {
-    DMLFAST_LAUNCH((column_sums_kernel<T>), dim3{grid_for(kCentreChunks)}, 128, stream, references,
-                   memory.sums);
-  }
-  launch_centre(memory.sums, references.rows, columns, has_centre, memory.centre, memory.scale,
-                stream);
+  launch_column_means(references, sums_differences(metric), memory.sums, memory.centre,
+                      memory.scale, stream);
   PackCentre centre{};
   centre.common = memory.centre;
   return launch_pack_centred(x, order, centre, references, reference_order, centre, within_batch,
