@@ -100,6 +100,8 @@ __global__ void pack_weighted_kernel(WeightedPackArguments a, int64_t padded_row
       store_halves(a.to, first + dimensions + k, weight * value);
     }
     is_used = __ballot_sync(kAllLanes, !is_used) == 0;
+    // Other lanes have written what is cleared.
+    __syncwarp();
     // A product with NaN would reach the other rows' sums.
     for (int64_t k = lane + (is_used ? 2 * dimensions : 0); k < padded_columns; k += 32) {
       store_halves(a.to, first + k, 0.0);

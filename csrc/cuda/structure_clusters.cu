@@ -88,17 +88,13 @@ class ClusterPolicy {
   __device__ void take(State& s, const Tile& tile, Fragment& fragment) const {
     Distances(task_.distances, *s.rows).convert(task_.distances, tile, fragment);
     const int64_t first_place = item_place(*s.rows, tile);
+    float loss[Fragment::kRows] = {};
+    for_each_part(fragment, [&](int slot, int) {
+      loss[slot] += sum(ClusterPart(task_, fragment.value[slot]), first_place + tile_row(slot));
+    });
 #pragma unroll
     for (int slot = 0; slot < Fragment::kRows; ++slot) {
-      float loss = 0.0f;
-#pragma unroll
-      for (int first = 0; first < Fragment::kColumns; first += ClusterPart::kColumns) {
-        const ClusterPart part(task_, fragment.value[slot], first);
-        loss += sum(part, first_place + tile_row(slot));
-        // Keeps the compiler from having what it computes of all columns in registers at once.
-        __syncwarp();
-      }
-      s.loss[slot] += loss;
+      s.loss[slot] += loss[slot];
     }
   }
 

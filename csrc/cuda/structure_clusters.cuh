@@ -17,20 +17,18 @@ struct ClusterTask {
   float sharpness;
 };
 
-// Distances of a thread that are shared at once. With gap_k = |D - target_k|, the least of them,
-// and exponent_k = sharpness (gap_k - least) / log 2, the shares are 2^-exponent_k over their sum.
-// What is summed is relative to the least: then nothing cancels that is large, and the sum is at
-// least 1.
+// Distances of a thread that are shared at once, the first of one of its rows. With gap_k = |D -
+// target_k|, the least of them, and exponent_k = sharpness (gap_k - least) / log 2, the shares are
+// 2^-exponent_k over their sum. What is summed is relative to the least: then nothing cancels that
+// is large, and the sum is at least 1.
 struct ClusterPart {
   static constexpr int kColumns = 8;
 
   const float (&distance)[Fragment::kColumns];
-  int first;
   float least[kColumns];
 
-  __device__ ClusterPart(const ClusterTask& task, const float (&distances)[Fragment::kColumns],
-                         int first_column)
-      : distance(distances), first(first_column) {
+  __device__ ClusterPart(const ClusterTask& task, const float (&distances)[Fragment::kColumns])
+      : distance(distances) {
     for_each([&](int j) { least[j] = INFINITY; });
 #pragma unroll 1
     for (int k = 0; k < task.clusters; ++k) {
@@ -39,7 +37,7 @@ struct ClusterPart {
     }
   }
 
-  __device__ float at(int j) const { return distance[first + j]; }
+  __device__ float at(int j) const { return distance[j]; }
 
   // Beyond 128 the share is 0.
   __device__ float exponent(const ClusterTask& task, int j, float gap) const {
@@ -54,6 +52,31 @@ struct ClusterPart {
     }
   }
 };
+
+// Calls f(slot, first) for all parts of a tile, `first` being that of the thread's columns which is
+// the part's first: the values go round, so that the part is always in the same registers, and what
+// becomes of it, which is long, is compiled once for each row.
+template <class F>
+__device__ inline void for_each_part(Fragment& fragment, const F& f) {
+  constexpr int kPart = ClusterPart::kColumns;
+#pragma unroll 1
+  for (int first = 0; first < Fragment::kColumns; first += kPart) {
+#pragma unroll
+    for (int slot = 0; slot < Fragment::kRows; ++slot) {
+      f(slot, first);
+      float (&values)[Fragment::kColumns] = fragment.value[slot];
+      float served[kPart];
+      ClusterPart::for_each([&](int j) { served[j] = values[j]; });
+#pragma unroll
+      for (int j = 0; j + kPart < Fragment::kColumns; ++j) {
+        values[j] = values[j + kPart];
+      }
+      ClusterPart::for_each([&](int j) { values[Fragment::kColumns - kPart + j] = served[j]; });
+      // Keeps the compiler from having what it computes of both rows in registers at once.
+      __syncwarp();
+    }
+  }
+}
 
 struct ClusterMemory {
   float* targets;

@@ -75,30 +75,31 @@ class ClusterGradientPolicy {
 
   __device__ void weigh(const State& s, const Tile& tile, Fragment& fragment) const {
     const float inverse_unit = inverse_unit_of(task_.distances);
-#pragma unroll
-    for (int slot = 0; slot < Fragment::kRows; ++slot) {
-      const int row = max(s.rows->anchors[tile_row(slot)], 0);
-#pragma unroll
-      for (int first = 0; first < Fragment::kColumns; first += ClusterPart::kColumns) {
-        const ClusterPart part(task_, fragment.value[slot], first);
-        float derivative[ClusterPart::kColumns];
-        derive(part, tile, row, derivative);
-        ClusterPart::for_each([&](int j) {
-          float& value = fragment.value[slot][first + j];
-          value = weight_of(Metric::euclidean, derivative[j], value, inverse_unit);
-        });
-        // Keeps the compiler from having what it computes of all columns in registers at once.
-        __syncwarp();
-      }
-    }
+    for_each_part(fragment, [&](int slot, int first) {
+      const ClusterPart part(task_, fragment.value[slot]);
+      const Place place{max(s.rows->anchors[tile_row(slot)], 0), tile, first};
+      float derivative[ClusterPart::kColumns];
+      derive(part, place, derivative);
+      ClusterPart::for_each([&](int j) {
+        float& value = fragment.value[slot][j];
+        value = weight_of(Metric::euclidean, derivative[j], value, inverse_unit);
+      });
+    });
   }
 
   __device__ void finish(const State&, const BlockRows&, int, bool) const {}
 
  private:
+  // Where a part is: in a row of the walk, from one of the thread's columns of a tile on.
+  struct Place {
+    int row;
+    const Tile& tile;
+    int first;
+  };
+
   // The derivatives by the distances: with the mean exponent m and sign s of the shares, that of
   // the loss is sum c_k s_k (1 - exponent_k + m), of what all gaps share nothing.
-  __device__ void derive(const ClusterPart& part, const Tile& tile, int row,
+  __device__ void derive(const ClusterPart& part, const Place& place,
                          float (&derivative)[ClusterPart::kColumns]) const {
     constexpr float kLogOf2 = 1.0f / kLog2OfE;
     float inverse[ClusterPart::kColumns] = {};
@@ -123,16 +124,17 @@ class ClusterGradientPolicy {
       inverse[j] = divide(1.0f, inverse[j]);
       sign[j] *= inverse[j];
       const float change = exponent[j] * inverse[j] * sign[j] - slant[j] * inverse[j];
-      const float weight = rows_are_anchors() ? weights_.loss[row] : tile.value(1, part.first + j);
+      const float weight =
+          rows_are_anchors() ? weights_.loss[place.row] : place.tile.value(1, place.first + j);
       derivative[j] = weight * multiply_add(kLogOf2, change, sign[j]);
     });
     if (weights_.mass != nullptr) {
-      add_clusters(part, tile, row, inverse, sign, derivative);
+      add_clusters(part, place, inverse, sign, derivative);
     }
   }
 
   // Those of the weighted masses and moments.
-  __device__ void add_clusters(const ClusterPart& part, const Tile& tile, int row,
+  __device__ void add_clusters(const ClusterPart& part, const Place& place,
                                const float (&inverse)[ClusterPart::kColumns],
                                const float (&sign)[ClusterPart::kColumns],
                                float (&derivative)[ClusterPart::kColumns]) const {
@@ -140,7 +142,7 @@ class ClusterGradientPolicy {
     for (int k = 0; k < task_.clusters; ++k) {
       const float target = task_.targets[k];
       ClusterPart::for_each([&](int j) {
-        const int anchor = rows_are_anchors() ? row : tile.column(part.first + j);
+        const int anchor = rows_are_anchors() ? place.row : place.tile.column(place.first + j);
         const int64_t at = int64_t{anchor} * task_.clusters + k;
         const float distance = part.at(j);
         const float away = distance - target;
