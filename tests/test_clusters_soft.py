@@ -327,3 +327,16 @@ def test_16384_rows_need_less_memory_than_their_shares(resident_growth):
     # The shares of 4096 centres are 256 MiB.
     code = "F.assign_clusters(x, c, temperature=1.0).mean.sum().backward()"
     assert resident_growth(inputs, code) < 26 * 2**20
+
+
+@each_backend
+@pytest.mark.parametrize("temperature", [1e-2, 1e-4, 1e-6, 1e-8])
+def test_the_shares_add_up_to_1_at_any_temperature(temperature, backend):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(9, 8, generator=generator).requires_grad_()
+    centers = torch.randn(1, 8, generator=generator).repeat(3, 1)
+    with use_backend(backend):
+        found = F.assign_clusters(x, centers, metric="sqeuclidean", temperature=temperature)
+        (gradient,) = torch.autograd.grad(found.distance.sum(), x)
+    # Equal centres have equal distances: shares of a third, known to float32's roundings.
+    torch.testing.assert_close(gradient, 2 * (x - centers[0]).detach(), rtol=1e-5, atol=1e-5)

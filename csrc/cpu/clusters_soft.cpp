@@ -21,6 +21,12 @@
 
 namespace dmlfast::cpu {
 
+void lower_least(float fall, float factor, double* mass, double* moment) {
+  const double shifted = *moment + *mass * static_cast<double>(fall);
+  *moment = static_cast<double>(factor) * shifted;
+  *mass *= static_cast<double>(factor);
+}
+
 namespace {
 
 using torch::headeronly::ScalarType;
@@ -82,12 +88,16 @@ class SoftAssignment {
     const double divisor = common_divisor(grad_minimum, grad_mean);
     // A row without centres has no distances to weigh.
     const std::vector<float> minima = by_position(minimum, pair_.unit());
+    const std::vector<float> low_minima = remainders(minimum, pair_.unit(), minima);
     const std::vector<float> means = by_position(mean, pair_.unit());
+    const std::vector<float> low_means = remainders(mean, pair_.unit(), means);
     const std::vector<float> minimum_weights = by_position(grad_minimum, divisor);
     const std::vector<float> mean_weights = by_position(grad_mean, divisor);
     SoftTask task = empty_task(&x, &y);
     task.minima = minima.data();
+    task.low_minima = low_minima.data();
     task.means = means.data();
+    task.low_means = low_means.data();
     task.minimum_weights = minimum_weights.data();
     task.mean_weights = mean_weights.data();
     run(task);
@@ -106,6 +116,8 @@ class SoftAssignment {
             nullptr,
             nullptr,
             nullptr,
+            nullptr,
+            nullptr,
             nullptr};
   }
 
@@ -113,6 +125,17 @@ class SoftAssignment {
     std::vector<float> result(pair_.padded_anchors(), 0.0f);
     for (size_t i = 0; i < values.size(); ++i) {
       result[i] = static_cast<float>(values[pair_.anchors().order[i]] / divisor);
+    }
+    return result;
+  }
+
+  // What by_position rounds off; 0 where that is not finite.
+  std::vector<float> remainders(const std::vector<double>& values, double divisor,
+                                const std::vector<float>& rounded) const {
+    std::vector<float> result(rounded.size(), 0.0f);
+    for (size_t i = 0; i < values.size(); ++i) {
+      const double value = values[pair_.anchors().order[i]] / divisor;
+      result[i] = std::isfinite(rounded[i]) ? static_cast<float>(value - rounded[i]) : 0.0f;
     }
     return result;
   }

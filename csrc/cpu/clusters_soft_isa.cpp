@@ -63,10 +63,9 @@ class SoftPolicy {
     const float before = task_.least[anchor];
     if (least < before) {
       // Sums so far, from the least distance so far: none, where that is infinite.
-      const float rise = mass_sum > 0.0 ? before - least : 0.0f;
-      const double power = exponential(all_lanes(-task_.sharpness * rise))[0];
-      moment_sum = power * (moment_sum + mass_sum * static_cast<double>(rise));
-      mass_sum *= power;
+      const float fall = mass_sum > 0.0 ? before - least : 0.0f;
+      const float power = exponential(all_lanes(-task_.sharpness * fall))[0];
+      lower_least(fall, power, &mass_sum, &moment_sum);
       task_.least[anchor] = least;
     } else {
       least = before;
@@ -87,7 +86,9 @@ class SoftPolicy {
   // Replaces distances by weights in the gradient.
   void weigh_row(float* values, Span own, int64_t anchor, int64_t columns) const {
     const float minimum = task_.minima[anchor];
+    const float low_minimum = task_.low_minima[anchor];
     const float mean = task_.means[anchor];
+    const float low_mean = task_.low_means[anchor];
     const float minimum_weight = task_.minimum_weights[anchor];
     const float mean_weight = task_.mean_weights[anchor];
     for (int64_t c = 0; c < own.begin; c += kLanes) {
@@ -95,8 +96,8 @@ class SoftPolicy {
     }
     for (int64_t c = own.begin; c < own.end; c += kLanes) {
       const Part distance = load(values + c);
-      const Part power = exponential(task_.sharpness * (minimum - distance));
-      const Part slope = 1.0f - task_.sharpness * (distance - mean);
+      const Part power = exponential(task_.sharpness * (minimum - distance + low_minimum));
+      const Part slope = 1.0f - task_.sharpness * (distance - mean - low_mean);
       const Part derivative = where(power > 0.0f, power * (minimum_weight + mean_weight * slope));
       store(values + c, weight_of(task_.walk.distance, derivative, distance));
     }

@@ -20,12 +20,19 @@ struct SoftTask {
   float* least;
   double* masses;
   double* moments;
-  // For the gradient: the soft minimum and the mean distance, and what they are multiplied by.
+  // For the gradient: the soft minimum and the mean distance, each as a sum of two, as sharpness
+  // magnifies what one rounds off, and what they are multiplied by.
   const float* minima;
+  const float* low_minima;
   const float* means;
+  const float* low_means;
   const float* minimum_weights;
   const float* mean_weights;
 };
+
+// What sums become when the least distance falls, and with it every power by a factor. Compiled
+// once, for float64 arithmetic is the same at every level.
+void lower_least(float fall, float factor, double* mass, double* moment);
 
 // Adds the pairs of two spans of panels to the sums, or their gradient where that is wanted.
 using SoftFunction = void (*)(const SoftTask&, Span x, Span y);
