@@ -341,6 +341,19 @@ def test_the_oracle_weighs_by_the_inverse_variance_within_the_class(dtype):
     assert (weights[-1] == 1).all()
 
 
+def test_the_oracle_of_equal_rows_weighs_all_dimensions_alike():
+    # Three times a tenth is not a tenth of three in float64.
+    rows = torch.tensor([0.1, 0.7, 0.3], dtype=torch.float64).expand(3, 3)
+    assert torch.equal(oracle_structure(rows, torch.zeros(3).long()), torch.ones_like(rows))
+
+
+def test_no_ranks_at_all_leave_the_other_metrics():
+    rows, labels = torch.randn(6, 2), torch.arange(6) % 2
+    metrics = evaluate_adaptive_retrieval(rows, torch.ones_like(rows), labels, recall_at=())
+    assert dict(metrics.recall) == {}
+    assert metrics.map_at_r == evaluate_retrieval(rows, labels).map_at_r
+
+
 def test_the_oracle_is_bounded_where_a_dimension_does_not_vary():
     rows = torch.tensor([[0.0, 5.0], [1.0, 5.0], [3.0, 3.0], [3.0, 3.0]])
     weights = oracle_structure(rows, torch.tensor([0, 0, 1, 1]))

@@ -79,7 +79,7 @@ def test_weights_inverse_to_the_variance_of_the_class_have_no_loss():
     e, _ = batch()
     variances = torch.tensor(variances_of_class(e.tolist(), LABELS.tolist()), dtype=e.dtype)
     w = (1 / variances).requires_grad_()
-    value = LocalVarianceLoss(floor=0.0)(e, LABELS, structure=w)
+    value = LocalVarianceLoss(floor=1e-300)(e, LABELS, structure=w)
     # The square of a few roundings of 1.
     assert value < 1e-28
     assert torch.autograd.grad(value, w)[0].abs().max() < 1e-14
@@ -93,6 +93,24 @@ def test_the_scales_of_embeddings_and_of_weights_do_not_matter(neighbors):
     assert value > 0
     factors = torch.linspace(0.1, 10, N, dtype=w.dtype)[:, None]
     torch.testing.assert_close(loss(3 * e, LABELS, structure=factors * w), value)
+
+
+@pytest.mark.parametrize("neighbors", [None, 3])
+@pytest.mark.parametrize("factor", [1e30, 1e-30])
+def test_embeddings_may_be_as_large_and_small_as_float32_holds(factor, neighbors):
+    e, w = batch(torch.float32)
+    loss = LocalVarianceLoss(neighbors)
+    value = loss(e, LABELS, structure=w)
+    torch.testing.assert_close(loss(factor * e, LABELS, structure=w), value)
+
+
+def test_threads_change_no_bit(set_threads):
+    e, w = rows(40000, D), weights(40000, D)
+    values = []
+    for threads in (1, 2):
+        set_threads(threads)
+        values.append(LocalVarianceLoss()(e, torch.arange(40000) % 9, structure=w))
+    assert torch.equal(*values)
 
 
 def test_no_gradient_flows_to_the_embeddings():
@@ -147,6 +165,8 @@ def test_an_embedding_that_is_not_finite_makes_the_loss_nan(lost, neighbors):
     e = e.detach().clone()
     e[3, 1] = lost
     assert LocalVarianceLoss(neighbors)(e, LABELS, structure=w).isnan()
+    alone = torch.where(torch.arange(N) == 3, 99, LABELS)
+    assert LocalVarianceLoss(neighbors)(e, alone, structure=w).isnan()
 
 
 @pytest.mark.parametrize("neighbors", [None, 3])
@@ -199,7 +219,8 @@ def test_the_options_are_shown():
     [
         ({"neighbors": 0}, ValueError),
         ({"neighbors": 1.5}, TypeError),
-        ({"floor": -0.1}, ValueError),
+        ({"neighbors": 1025}, ValueError),
+        ({"floor": 0.0}, ValueError),
         ({"floor": "low"}, TypeError),
     ],
     ids=str,

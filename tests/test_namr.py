@@ -17,7 +17,7 @@ from dmlfast.evaluation import evaluate_adaptive_retrieval, evaluate_retrieval, 
 from dmlfast.losses import LocalVarianceLoss, MultiClusterLoss, TripletMarginLoss
 from dmlfast.training import methods, train
 from dmlfast.training.loop import _Run
-from dmlfast.training.methods.namr import _spread
+from dmlfast.training.methods.namr import _DrawnTriplets, _spread
 
 pytest.importorskip("faiss")
 pytest.importorskip("matplotlib")
@@ -150,6 +150,16 @@ def test_a_row_that_is_not_finite_makes_the_loss_nan():
 
 
 # --- arms -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labels", [[3, 3, 3, 3], [0, 1, 2, 3]], ids=["one class", "singletons"])
+def test_without_a_triplet_the_base_loss_is_0(labels):
+    base = _DrawnTriplets(0.2, torch.Generator().manual_seed(0))
+    embeddings = torch.randn(4, 3).requires_grad_()
+    loss = base(embeddings, torch.tensor(labels))
+    assert loss == 0
+    assert base.active == 0
+    assert not torch.autograd.grad(loss, embeddings)[0].any()
 
 
 def network_of(run: _Run) -> dict[str, torch.Tensor]:

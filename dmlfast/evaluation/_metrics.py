@@ -65,7 +65,7 @@ class Labels(NamedTuple):
 
     def width(self, ranks: Sequence[int]) -> int:
         """How many neighbours of each query the metrics look at."""
-        wanted = max(int(self.relevant.max()), *ranks)
+        wanted = max([int(self.relevant.max()), *ranks])
         return min(wanted, self.references.shape[0] - int(self.within))
 
 

@@ -12,7 +12,7 @@ CHUNK_ENTRIES = 2**20
 
 def chunk_rows(columns: int) -> int:
     """Rows of a chunk."""
-    return max(1, CHUNK_ENTRIES // columns)
+    return max(1, CHUNK_ENTRIES // max(1, columns))
 
 
 def parts(x: Tensor) -> Iterator[Tensor]:

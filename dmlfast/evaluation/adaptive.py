@@ -202,6 +202,11 @@ def oracle_structure(x: Tensor, labels: Tensor) -> Tensor:
         return values.new_zeros(len(classes), x.shape[1]).index_add(0, row_class, values) / count
 
     variance = means((rows - means(rows)[row_class]).square())
+    # Equal rows do not vary, whatever their mean is rounded to.
+    member = torch.empty(len(classes), dtype=torch.int64)
+    member[row_class] = torch.arange(len(rows))
+    differs = (rows != rows[member[row_class]]).any(1, keepdim=True).double()
+    variance = torch.where(means(differs.expand_as(rows)) > 0, variance, 0.0)
     total = variance.mean(1, keepdim=True)
     relative = (variance / torch.where(total == 0, 1.0, total)).clamp(min=_LEAST_VARIANCE)
     weights = torch.where(total == 0, 1.0, 1 / relative)

@@ -9,9 +9,10 @@ from dmlfast import functional
 from dmlfast.losses._base import ShownModule
 from dmlfast.losses._classes import Classes
 from dmlfast.losses._pair_lists import segment_sum
-from dmlfast.ops._arguments import check_count, check_integers, check_not_negative
+from dmlfast.ops._arguments import check_count, check_integers, check_positive
+from dmlfast.ops.neighbors_top import GREATEST_K
 from dmlfast.ops.structure import check_structure
-from dmlfast.reference.distances import distance_dtype
+from dmlfast.reference.distances import distance_dtype, fixed_order_sum
 
 
 class LocalVarianceLoss(ShownModule):
@@ -35,8 +36,9 @@ class LocalVarianceLoss(ShownModule):
         (total + 0.2 * local(sample, labels, structure=structure)).backward()
 
     Args:
-        neighbors: how many nearest of the batch, without labels; None (default) for the class.
-        floor: added to each variance, as a part of the mean over the dimensions; above 0 a
+        neighbors: how many nearest of the batch, 1 to 1024, without labels; None (default) for the
+            class.
+        floor: added to each variance, as a part of the mean over the dimensions, above 0: a
             dimension that happens not to vary in a small batch does not take all of the weight.
 
     Raises:
@@ -51,8 +53,10 @@ class LocalVarianceLoss(ShownModule):
 
     def __init__(self, neighbors: int | None = None, *, floor: float = 0.01) -> None:
         super().__init__()
-        self.neighbors = None if neighbors is None else check_count("neighbors", neighbors)
-        self.floor = check_not_negative("floor", floor)
+        self.neighbors = (
+            None if neighbors is None else check_count("neighbors", neighbors, greatest=GREATEST_K)
+        )
+        self.floor = check_positive("floor", floor)
 
     def forward(
         self, embeddings: Tensor, labels: Tensor | None = None, *, structure: Tensor
@@ -80,14 +84,17 @@ class LocalVarianceLoss(ShownModule):
         x, weights = check_structure(embeddings, structure, ("embeddings", "structure"))
         dtype = distance_dtype(x)
         with torch.no_grad():
-            variance = self._variance(x.to(dtype), labels)
+            # Of size 1 at most, so that no square is lost; the scale does not matter.
+            rows = x.detach().to(dtype)
+            size = rows.abs().amax() if rows.numel() else rows.new_zeros(())
+            variance = self._variance(rows / torch.where(size == 0, 1.0, size), labels)
             mean = variance.mean(dim=1, keepdim=True)
             # Not `mean > 0`: NaN has to pass.
             counts = ~(mean == 0)
             logarithm = torch.where(counts, variance + self.floor * mean, 1.0).log()
         radii = weights.to(dtype).log() + logarithm
         uneven = (radii - radii.mean(dim=1, keepdim=True)).square().mean(dim=1)
-        total = torch.where(counts[:, 0], uneven, 0.0).sum()
+        total = fixed_order_sum(torch.where(counts[:, 0], uneven, 0.0))
         return total / counts.sum().clamp(min=1)
 
     def _variance(self, x: Tensor, labels: Tensor | None) -> Tensor:
@@ -105,7 +112,8 @@ def _variance_of_class(x: Tensor, labels: Tensor) -> Tensor:
     mean = segment_sum(x, classes.begin, x.shape[0])[classes.begin] / count
     # A class of equal rows does not vary, whatever their mean is rounded to.
     first = x[classes.order[classes.begin]]
-    varies = segment_sum((x != first).to(x.dtype), classes.begin, x.shape[0])[classes.begin] > 0
+    differs = ((x != first) | ~x.isfinite()).to(x.dtype)
+    varies = segment_sum(differs, classes.begin, x.shape[0])[classes.begin] > 0
     squares = (x - mean).square()
     return torch.where(varies, segment_sum(squares, classes.begin, x.shape[0])[classes.begin], 0.0)
 

@@ -18,9 +18,10 @@ from dmlfast.ops._arguments import (
     check_integers,
     check_number,
 )
-from dmlfast.ops._reduction import fixed_order_sum, is_active, reduce
+from dmlfast.ops._reduction import is_active, reduce
 from dmlfast.ops.contrast import AnchorSums
 from dmlfast.ops.contrast_hinge import MarginRows, check_margin_options, margin_rows
+from dmlfast.reference.distances import fixed_order_sum
 
 
 class MarginLoss(PairLoss):

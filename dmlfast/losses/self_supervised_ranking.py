@@ -14,7 +14,6 @@ from dmlfast.ops._arguments import (
     check_dimensions,
     check_embeddings,
     check_finite,
-    check_number,
     check_option,
     check_positive,
     check_tensor,
@@ -38,9 +37,9 @@ class _ViewRanking(ShownModule):
     ) -> None:
         super().__init__()
         self.margin = check_finite("margin", margin)
-        self.bound = check_number("bound", bound)
+        self.bound = check_finite("bound", bound)
         self.scale = check_positive("scale", scale)
-        self.positive_weight = check_number("positive_weight", positive_weight)
+        self.positive_weight = check_finite("positive_weight", positive_weight)
         self.reduction = check_option("reduction", reduction, REDUCTIONS)
 
     def forward(self, similarities: Tensor) -> Tensor:

@@ -28,8 +28,8 @@ from dmlfast.ops._arguments import (
     check_positive,
     describe,
 )
-from dmlfast.ops._reduction import fixed_order_sum
 from dmlfast.ops.ranking import PAIRS
+from dmlfast.reference.distances import fixed_order_sum
 
 SELECTIONS = ("raw", "cosine", "all")
 BASE_ON = ("latent", "projected")
@@ -348,6 +348,8 @@ class SyntheticRankingLoss(SynthesisHead):
         qualifies = self._qualifies(x, anchors)
         count, last = classes.members(qualifies)
         share = torch.where(qualifies, 1 / count.clamp(min=1).to(x.dtype), 0.0)
+        # 0 times NaN would reach the gradient of the projector.
+        x = torch.where(qualifies[:, None], x, 0.0)
         order = self.draw(classes.begin)
         zero = share.new_zeros(())
         ranking = metric = zero
@@ -374,7 +376,8 @@ class SyntheticRankingLoss(SynthesisHead):
             means, found = classes.means_of_others(x.detach())
             return _Anchors(unit_rows(means), found)
         found = (labels >= 0) & (labels < proxies.shape[0])
-        return _Anchors(proxies[torch.where(found, labels, 0)], found)
+        # Not proxies[...], whose gradient several threads add up in any order.
+        return _Anchors(proxies.index_select(0, torch.where(found, labels, 0)), found)
 
     def _qualifies(self, x: Tensor, anchors: _Anchors) -> Tensor:
         if self.synthesis.select == "all":

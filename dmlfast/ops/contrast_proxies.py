@@ -21,17 +21,10 @@ from dmlfast.ops._arguments import (
     check_tensor,
     describe,
 )
-from dmlfast.ops._reduction import (
-    REDUCTIONS,
-    fixed_order_sum,
-    nan_marks,
-    reduce,
-    reduce_over_rows,
-    softplus,
-)
+from dmlfast.ops._reduction import REDUCTIONS, nan_marks, reduce, reduce_over_rows, softplus
 from dmlfast.ops.contrast_softmax import base_distance, nca_rows
 from dmlfast.ops.contrast_sums import ContrastSums, contrast_sums
-from dmlfast.reference.distances import chunk_rows, distance_dtype
+from dmlfast.reference.distances import chunk_rows, distance_dtype, fixed_order_sum
 
 _SIMILARITIES = ("cosine", "dot")
 

@@ -18,9 +18,8 @@ from dmlfast.ops._arguments import (
     describe,
 )
 from dmlfast.ops._operators import operators, reference_operators, register
-from dmlfast.ops._reduction import fixed_order_sum
 from dmlfast.reference import pairwise as reference
-from dmlfast.reference.distances import distance_dtype
+from dmlfast.reference.distances import distance_dtype, fixed_order_sum
 
 # Enough that their mean is near that of all pairs, against which it is a shift alone.
 _SAMPLED_PAIRS = 1024

@@ -46,7 +46,7 @@ def synthesis_similarity(
         (B, J) float64 for float64 embeddings, else float32. Differentiable once in all tensors,
         through both roles of `x`. The gradient of a relu at 0, and of the length of a projection
         of 0, is 0. A row or an offset that is not finite has similarities of NaN; a similarity
-        whose upstream gradient is 0 gives none.
+        whose upstream gradient is 0 gives none to `x`, `offsets` and `targets`.
 
     Memory: O(B·(J + p)), and in backward as much again; no temporary of (B·J, d) or (B·J, p).
     16-bit rows are multiplied as float32, of which there is a copy. Deterministic as torch's

@@ -76,7 +76,7 @@ def kmeans(x: Tensor, initial: Tensor, iterations: int) -> tuple[Tensor, Tensor,
     history, members = [], None
     for step in range(iterations + 1):
         index, value = _assign(x, centers, finite)
-        history.append(value.sum())
+        history.append(distances.fixed_order_sum(value))
         if step == iterations:
             break
         moved = _fill_empty(index, value, initial.shape[0])

@@ -236,7 +236,7 @@ class _DrawnTriplets(nn.Module):
         self._loss = TripletMarginLoss(margin, normalize=False, reduction="none")
 
     def forward(self, embeddings: Tensor, labels: Tensor, indices_tuple: None = None) -> Tensor:
-        """The mean over all triplets, of a batch with two samples of each of some classes."""
+        """The mean over all triplets, 0 without any."""
         del indices_tuple
         same = (labels[:, None] == labels).fill_diagonal_(False)
         anchor, positive = same.nonzero(as_tuple=True)
@@ -244,11 +244,13 @@ class _DrawnTriplets(nn.Module):
         drawn = functional.sample_negative(
             rows[anchor], labels[anchor], rows, labels, generator=self._generator
         )
-        # Only an anchor that is not finite has no negative: its distances are NaN, whatever to.
-        triplets = anchor, positive, drawn.index.clamp(min=0)
+        # The distances of an anchor that is not finite are NaN, whatever to.
+        kept = (drawn.index >= 0) | ~rows[anchor].isfinite().all(1)
+        triplets = anchor[kept], positive[kept], drawn.index.clamp(min=0)[kept]
         losses: Tensor = self._loss(embeddings, labels, triplets)
-        self.active = float((losses > 0).double().mean())
-        return losses.mean()
+        count = max(1, len(losses))
+        self.active = float((losses > 0).sum()) / count
+        return losses.sum() / count
 
 
 class _Both(nn.Module):
