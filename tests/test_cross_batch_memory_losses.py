@@ -301,6 +301,6 @@ def test_every_loss_is_tried_here():
     refused = {"NPairsLoss", "ProxyNCALoss", "ProxyAnchorLoss", "SoftTripleLoss"}
     ranking = {name for name in losses.__all__ if name.endswith("RankingLoss")}
     options = {"Synthesis", "RankingTerm", "MetricTerm", "SyntheticWeights"}
-    structure = {"MultiClusterLoss", "MultiClusterTerms"}
+    structure = {"MultiClusterLoss", "MultiClusterTerms", "LocalVarianceLoss"}
     others = {"CrossBatchMemory", "SyntheticRankingTerms"}
     assert tried | refused | ranking | structure | options | others == set(losses.__all__)

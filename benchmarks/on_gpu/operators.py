@@ -103,6 +103,19 @@ def _multi_cluster(x: Tensor, _: Tensor, references: Tensor, __: Tensor, **optio
     return F.multi_cluster_loss(x, _structure(references, len(x)), **options)
 
 
+def _assigned(x: Tensor, _: Tensor, centers: Tensor, __: Tensor) -> Any:
+    return *F.assign_clusters(x, centers), *F.assign_clusters(x, centers, temperature=0.3)
+
+
+def _cluster_means(x: Tensor, labels: Tensor, *_: Tensor) -> Any:
+    return F.cluster_means(x, labels, len(x))
+
+
+def _kmeans(x: Tensor, _: Tensor, references: Tensor, __: Tensor) -> Any:
+    initial = references[: 1 + len(x) // 4].detach()
+    return F.kmeans(x, len(initial), iterations=2, initial=initial)
+
+
 def _neighbors(x: Tensor, labels: Tensor, references: Tensor, __: Tensor) -> Any:
     of_all = F.nearest_neighbors(x, references, k=20)
     return *of_all, *F.nearest_neighbors(x, k=5, query_labels=labels, candidates="negatives")
@@ -145,6 +158,9 @@ def _calls() -> dict[str, Call]:
         "ranking_loss, band": lambda x, *_: F.ranking_loss(x, pairs="band"),
         "synthesis_similarity": _synthesis,
         "synthetic_ranking_loss": _synthetic_ranking,
+        "assign_clusters": _assigned,
+        "cluster_means": _cluster_means,
+        "kmeans": _kmeans,
         "adaptive_distance": _adaptive,
         "multi_cluster_loss": _multi_cluster,
         "multi_cluster_loss, ordered": partial(_multi_cluster, clusters=4, order_weight=0.5),
