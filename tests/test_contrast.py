@@ -3,61 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import oracle
 import pytest
 import torch
-from operator_cases import ISAS, assert_same_bits, compile_whole, each_backend, each_metric, opcheck
-from oracle import NEGATIVES, POSITIVES, make
+from contrast_cases import Problem, each_negatives, each_path, each_positives, margin_of
+from operator_cases import each_backend, each_metric
+from oracle import make
 from torch import Tensor
 
 import dmlfast.functional as F
 from dmlfast import use_backend
-
-each_positives = pytest.mark.parametrize("positives", POSITIVES)
-each_negatives = pytest.mark.parametrize("negatives", NEGATIVES)
-# A combination with one triplet an anchor is composed of selections, the others are operators.
-each_path = pytest.mark.parametrize(
-    ("positives", "negatives"), [("all", "all"), ("nearest", "all"), ("nearest", "semihard")]
-)
-
-
-class Problem:
-    """37 anchors and, in two of the forms, 45 references of which 37 are the anchors."""
-
-    def __init__(self, kind: str, form: str = "batch", dtype: torch.dtype = torch.float32) -> None:
-        points, classes = make(kind, 45, 4, 5, dtype=dtype)
-        rows = torch.randperm(45, generator=torch.Generator().manual_seed(2))[:37]
-        self.x, self.labels = points[rows].clone().requires_grad_(), classes[rows].clone()
-        self.others: dict[str, Tensor] = {}
-        self.leaves = [self.x]
-        if form != "batch":
-            self.others = {"references": points.requires_grad_(), "reference_labels": classes}
-            self.leaves.append(points)
-        if form == "references and self_index":
-            self.others["self_index"] = torch.where(torch.arange(37) % 5 == 0, -1, rows)
-
-    def anchors(self, **options: object) -> tuple[Tensor, Tensor | None]:
-        """Losses of the anchors, and the numbers of their active triplets where they are given."""
-        result = F.triplet_margin_loss(
-            self.x, self.labels, **self.others, reduction="none", **options
-        )
-        return result if isinstance(result, F.AnchorSums) else (result, None)
-
-    def oracle(self, **options: object) -> oracle.TripletSums:
-        return oracle.triplet_sums(self.x, self.labels, **self.others, **options)
-
-
-def margin_of(kind: str, metric: str) -> float:
-    """A margin for which some triplets are active and some are not."""
-    if kind == "tied":
-        return 2.0  # differences of distances are often integers: hinges of exactly 0
-    if kind == "shifted" and metric == "dot":
-        return 500.0
-    return 0.3 if metric == "cosine" else 1.0
-
 
 # --- value, counts, gradient ----------------------------------------------------------------------
 
@@ -241,6 +198,24 @@ def test_a_worked_example(backend):
             x, labels, references, others, positives="nearest", negatives="semihard", margin=1.25
         )
         assert semihard.item() == 0.25
+
+
+@pytest.mark.parametrize("gap", [1e-8, 1e-12])
+@each_backend
+def test_near_duplicates_lose_no_digits_in_the_gradient(gap, backend):
+    x = 10 + torch.randn(6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x[1] = x[0] + gap
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    gradients = []
+    for positives, negatives in (("all", "hardest"), ("nearest", "hardest")):
+        leaf = x.clone().requires_grad_()
+        with use_backend(backend):
+            loss = F.triplet_margin_loss(
+                leaf, labels, margin=100.0, positives=positives, negatives=negatives
+            )
+        gradients.append(torch.autograd.grad(loss, leaf)[0])
+    # Two per class: the same triplets by another path, whose terms are differences.
+    assert oracle.relative_error(*gradients) < 1e-14
 
 
 # --- reductions -----------------------------------------------------------------------------------
@@ -471,198 +446,3 @@ def test_kernel_and_reference_agree_on_the_gradient_of_an_infinite_reference(met
             )
         gradients.append(torch.autograd.grad(loss, x)[0])
     np.testing.assert_allclose(gradients[0].numpy(), gradients[1].numpy(), rtol=1e-6)
-
-
-# --- same bits on every run -----------------------------------------------------------------------
-
-
-def _forward_and_backward(metric: str, positives: str, negatives: str) -> list[Tensor]:
-    x, labels = make("random", 203, 6, 5)
-    references, others = make("random", 317, 6, 5, seed=1)
-    leaves = (x.requires_grad_(), references.requires_grad_())
-    loss = F.triplet_margin_loss(
-        x,
-        labels,
-        references,
-        others,
-        metric=metric,
-        positives=positives,
-        negatives=negatives,
-        margin=0.5,
-    )
-    return [loss, *torch.autograd.grad(loss, leaves)]
-
-
-@each_path
-@each_metric
-@pytest.mark.parametrize("isa", ISAS)
-def test_every_thread_count_gives_the_same_bits_and_every_instruction_set_the_same_triplets(
-    positives, negatives, metric, isa, select_isa, set_threads
-):
-    expected = _forward_and_backward(metric, positives, negatives)
-    select_isa(isa)
-    results = []
-    for threads in (1, 2):
-        set_threads(threads)
-        results.append(_forward_and_backward(metric, positives, negatives))
-    assert_same_bits(*results)
-    for actual, other in zip(results[0], expected, strict=True):
-        # Sums over all negatives are float32 sums, in the order of the instruction set.
-        assert oracle.relative_error(actual, other) < (3e-6 if negatives == "all" else 1e-12)
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_the_reduction_of_a_large_batch_has_the_same_bits_at_every_thread_count(
-    reduction, set_threads
-):
-    # Above 32,768 elements torch.sum itself splits the work by the number of threads.
-    x, labels = make("random", 66_000, 1, 60_000)
-    references, others = make("random", 8, 1, 2)
-    losses = []
-    for threads in (1, 2):
-        set_threads(threads)
-        loss = F.triplet_margin_loss(
-            x,
-            labels % 2,
-            references,
-            others,
-            positives="nearest",
-            negatives="hardest",
-            reduction=reduction,
-        )
-        losses.append(loss.item())
-    assert losses[0] == losses[1]
-
-
-# --- what torch does around it --------------------------------------------------------------------
-
-
-@each_path
-@each_backend
-def test_a_second_backward_raises(positives, negatives, backend):
-    x, labels = make("random", 9, 3, 3)
-    x.requires_grad_()
-    with use_backend(backend):
-        loss = F.triplet_margin_loss(
-            x, labels, positives=positives, negatives=negatives, margin=2.0
-        )
-        (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
-        # x.sum() keeps a graph alive: a gradient that was silently constant would pass.
-        with pytest.raises(RuntimeError, match="differentiate"):
-            (gradient.square().sum() + x.sum()).backward()
-
-
-def test_opcheck_accepts_the_operator_and_its_gradient(operator_calls):
-    x, labels = make("random", 9, 3, 3)
-    references, others = make("random", 12, 3, 3, seed=1)
-    leaves = (x.requires_grad_(), references.requires_grad_())
-
-    def run() -> None:
-        one = F.triplet_margin_loss(x, labels)
-        two = F.triplet_margin_loss(
-            x, labels, references, others, self_index=labels, metric="dot", negatives="semihard"
-        )
-        torch.autograd.grad(one + two, leaves)
-
-    calls = operator_calls(run)
-    assert {f.overloadpacket.__name__ for f, _ in calls} == {
-        name.removeprefix("dmlfast::")
-        for name in torch._C._dispatch_get_all_op_names()
-        if name.startswith("dmlfast::contrast_triplet")
-    }
-    opcheck(calls)
-
-
-@each_path
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_compiles_whole_forward_and_backward(positives, negatives, dynamic, reduction):
-    def function(x: Tensor, labels: Tensor, margin: float) -> Tensor:
-        result = F.triplet_margin_loss(
-            x,
-            labels,
-            margin=margin,
-            positives=positives,
-            negatives=negatives,
-            reduction=reduction,
-        )
-        return result.loss.sum() if isinstance(result, F.AnchorSums) else result.sum()
-
-    compiled = compile_whole(function, dynamic=dynamic)
-    for n, margin in ((24, 0.2), (35, 0.3)):
-        x, labels = make("clustered", n, 4, 3)
-        results = []
-        for f in (function, compiled):
-            leaf = x.clone().requires_grad_()
-            loss = f(leaf, labels, margin)
-            results.append((loss, torch.autograd.grad(loss, leaf)[0]))
-        # A scalar's order of summation is the compiler's.
-        torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-7)
-    torch.compiler.reset()
-
-
-def test_autocast_leaves_the_dtype_it_receives():
-    problem = Problem("random")
-    expected = problem.anchors()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert_same_bits(problem.anchors(), expected)
-
-
-# --- errors ---------------------------------------------------------------------------------------
-
-X, LABELS = make("random", 6, 3, 2)
-ERRORS = {
-    "x is 3-D": ({"x": X[None]}, ValueError, r"x: expected a 2-D tensor.*got \(1, 6, 3\)"),
-    "x is integer": ({"x": X.long()}, TypeError, r"x: expected float16.*got .*int64"),
-    "labels are float": ({"labels": LABELS.float()}, TypeError, r"labels: expected an integer"),
-    "labels are too few": ({"labels": LABELS[:5]}, ValueError, r"labels: expected shape \(6,\)"),
-    "labels are elsewhere": ({"labels": LABELS.to("meta")}, ValueError, r"labels: .*cpu, got"),
-    "references lack labels": ({"references": X}, ValueError, r"reference_labels: expected"),
-    "the margin is a string": ({"margin": "1"}, TypeError, r"margin: expected a number, got '1'"),
-    "the margin is a tensor": ({"margin": torch.ones(())}, TypeError, r"margin: expected a number"),
-    "positives are unknown": ({"positives": "easy"}, ValueError, r"positives: .*got 'easy'"),
-    "negatives are unknown": ({"negatives": "hard"}, ValueError, r"negatives: .*got 'hard'"),
-    "the metric is unknown": ({"metric": "l2"}, ValueError, r"metric: expected one of.*got 'l2'"),
-    "the reduction is unknown": ({"reduction": "avg"}, ValueError, r"reduction: .*got 'avg'"),
-}
-
-
-@each_path
-@each_backend
-@pytest.mark.parametrize("mistake", ERRORS)
-def test_a_mistake_is_named(positives, negatives, backend, mistake):
-    arguments, error, message = ERRORS[mistake]
-    options = {"x": X, "labels": LABELS, "positives": positives, "negatives": negatives}
-    with use_backend(backend), pytest.raises(error, match=message):
-        F.triplet_margin_loss(**{**options, **arguments})
-
-
-# --- memory ---------------------------------------------------------------------------------------
-
-
-def test_all_triplets_of_two_classes_need_no_matrix_of_pairs(resident_growth: Callable):
-    # 4096^2 pairs and 2^34 triplets: one N x N matrix in float64 would be 134 MB, the workspace
-    # of a block of anchors is 34 MB.
-    growth = resident_growth(
-        "x = torch.randn(4096, 16, requires_grad=True); labels = torch.arange(4096) % 2",
-        "F.triplet_margin_loss(x, labels, margin=0.2).backward()",
-    )
-    assert growth < 4096 * 4096 * 8 / 2
-
-
-@pytest.mark.parametrize("gap", [1e-8, 1e-12])
-@each_backend
-def test_near_duplicates_lose_no_digits_in_the_gradient(gap, backend):
-    x = 10 + torch.randn(6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    x[1] = x[0] + gap
-    labels = torch.tensor([0, 0, 1, 1, 2, 2])
-    gradients = []
-    for positives, negatives in (("all", "hardest"), ("nearest", "hardest")):
-        leaf = x.clone().requires_grad_()
-        with use_backend(backend):
-            loss = F.triplet_margin_loss(
-                leaf, labels, margin=100.0, positives=positives, negatives=negatives
-            )
-        gradients.append(torch.autograd.grad(loss, leaf)[0])
-    # Two per class: the same triplets by another path, whose terms are differences.
-    assert oracle.relative_error(*gradients) < 1e-14
