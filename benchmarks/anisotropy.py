@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from intervals import STUDENT, interval
+from intervals import STUDENT, interval, shown_difference
 from torch import Tensor
 
 from dmlfast import functional
@@ -311,11 +311,7 @@ def table(entries: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
 
 
 def cell(name: str, value: Mapping[str, float]) -> str:
-    mean, half = value["mean"], value["half_width"]
-    if "against" not in name:
-        return f"{mean:.4f}"
-    text = f"{mean:+.4f} ± {half:.4f}"
-    return f"**{text}**" if abs(mean) > half else text
+    return shown_difference(value) if "against" in name else f"{value['mean']:.4f}"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 # Half width of a 95 % interval of a mean, in standard errors: Student's t by number of runs.
 STUDENT = {
@@ -33,3 +33,10 @@ def interval(values: Sequence[float]) -> dict[str, float]:
     """Mean and half width of the 95 % interval of two or more values."""
     deviation = statistics.stdev(values) / len(values) ** 0.5
     return {"mean": statistics.fmean(values), "half_width": STUDENT[len(values)] * deviation}
+
+
+def shown_difference(difference: Mapping[str, float]) -> str:
+    """An interval of a difference in Markdown, in bold when it leaves out 0."""
+    mean, half = difference["mean"], difference["half_width"]
+    text = f"{mean:+.4f} ± {half:.4f}"
+    return f"**{text}**" if abs(mean) > half else text

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from intervals import STUDENT, interval
+from intervals import STUDENT, interval, shown_difference
 
 from dmlfast import data as data_sets
 from dmlfast.benchmarking.machine import describe_machine
@@ -162,12 +162,7 @@ class Study:
             for metric in self.metrics:
                 cells.append(f"{entry[metric]['mean']:.4f}")
                 difference = entry[metric].get("difference")
-                if difference is None:
-                    cells.append("")
-                    continue
-                mean, half = difference["mean"], difference["half_width"]
-                text = f"{mean:+.4f} ± {half:.4f}"
-                cells.append(f"**{text}**" if abs(mean) > half else text)
+                cells.append("" if difference is None else shown_difference(difference))
             lines.append(f"| {arm} | {' | '.join(cells)} |")
         return "\n".join(lines)
 
