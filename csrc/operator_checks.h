@@ -33,6 +33,44 @@ inline void check_array(const char* name, const torch::stable::Tensor& tensor, i
   STD_TORCH_CHECK(tensor.get_device() == like.get_device(), name, ": expected the device of x");
 }
 
+// A matrix that the kernels take, which serve no float64.
+inline void check_served(const char* name, const torch::stable::Tensor& tensor) {
+  check_matrix(name, tensor, tensor);
+  STD_TORCH_CHECK(tensor.scalar_type() != torch::headeronly::ScalarType::Double, name,
+                  ": expected float16, bfloat16 or float32; the reference serves float64");
+}
+
+inline void check_references(const torch::stable::Tensor& references,
+                             const torch::stable::Tensor& like) {
+  check_matrix("references", references, like);
+  STD_TORCH_CHECK(references.size(1) == like.size(1), "references: expected ", like.size(1),
+                  " dimensions, got ", references.size(1));
+}
+
+// The upstream gradient of a matrix of distances, and these.
+inline void check_distance_gradient(const torch::stable::Tensor& grad,
+                                    const torch::stable::Tensor& distance,
+                                    const torch::stable::Tensor& anchors, int64_t references) {
+  using torch::headeronly::ScalarType;
+  check_array("distance", distance, anchors.size(0) * references, ScalarType::Float, anchors);
+  STD_TORCH_CHECK(distance.dim() == 2 && distance.size(0) == anchors.size(0),
+                  "distance: expected a row for every anchor");
+  STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == anchors.size(0) &&
+                      grad.size(1) == references && grad.scalar_type() == ScalarType::Float,
+                  "grad: expected the shape and dtype of the distances");
+  STD_TORCH_CHECK(grad.get_device() == anchors.get_device(),
+                  "grad: expected the device of the anchors");
+}
+
+// An upstream gradient by anchor.
+inline void check_anchor_gradient(const torch::stable::Tensor& grad,
+                                  torch::headeronly::ScalarType dtype,
+                                  const torch::stable::Tensor& anchors) {
+  STD_TORCH_CHECK(grad.dim() == 1 && grad.size(0) == anchors.size(0) &&
+                      grad.scalar_type() == dtype && grad.get_device() == anchors.get_device(),
+                  "grad: expected a value per anchor, of the result's dtype and device");
+}
+
 // Anchors and references with their labels, the orders that sort these, and the anchors' selves.
 inline void check_labelled(const torch::stable::Tensor& x, const torch::stable::Tensor& labels,
                            const torch::stable::Tensor& order,
@@ -42,9 +80,7 @@ inline void check_labelled(const torch::stable::Tensor& x, const torch::stable::
                            const std::optional<torch::stable::Tensor>& self_index) {
   using torch::headeronly::ScalarType;
   check_matrix("x", x, x);
-  check_matrix("references", references, x);
-  STD_TORCH_CHECK(references.size(1) == x.size(1), "references: expected ", x.size(1),
-                  " dimensions, got ", references.size(1));
+  check_references(references, x);
   check_array("labels", labels, x.size(0), ScalarType::Long, x);
   check_array("order", order, x.size(0), ScalarType::Long, x);
   check_array("reference_labels", reference_labels, references.size(0), ScalarType::Long, x);
@@ -54,15 +90,6 @@ inline void check_labelled(const torch::stable::Tensor& x, const torch::stable::
   }
 }
 
-// Embeddings and weights of their dimensions, of a dtype that kernels serve.
-inline void check_structure(const torch::stable::Tensor& e, const torch::stable::Tensor& w) {
-  check_matrix("e", e, e);
-  check_matrix("w", w, e);
-  STD_TORCH_CHECK(w.size(0) == e.size(0) && w.size(1) == e.size(1), "w: expected the shape of e");
-  STD_TORCH_CHECK(e.scalar_type() != torch::headeronly::ScalarType::Double,
-                  "e: expected float16, bfloat16 or float32; the reference serves float64");
-}
-
 // The arguments of the gradient of a selection.
 inline void check_selected(const torch::stable::Tensor& grad, const torch::stable::Tensor& x,
                            const torch::stable::Tensor& references,
@@ -70,9 +97,7 @@ inline void check_selected(const torch::stable::Tensor& grad, const torch::stabl
                            const torch::stable::Tensor& slot_order) {
   using torch::headeronly::ScalarType;
   check_matrix("x", x, x);
-  check_matrix("references", references, x);
-  STD_TORCH_CHECK(references.size(1) == x.size(1), "references: expected ", x.size(1),
-                  " dimensions, got ", references.size(1));
+  check_references(references, x);
   STD_TORCH_CHECK(index.dim() == 2 && index.size(0) == x.size(0),
                   "index: expected a row for every row of x");
   check_array("index", index, index.numel(), ScalarType::Long, x);

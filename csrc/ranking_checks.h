@@ -25,10 +25,7 @@ inline RankingForm ranking_form(double margin, double scale, const std::string& 
 }
 
 inline void check_similarities(const torch::stable::Tensor& similarities) {
-  check_matrix("similarities", similarities, similarities);
-  STD_TORCH_CHECK(similarities.scalar_type() != torch::headeronly::ScalarType::Double,
-                  "similarities: expected float16, bfloat16 or float32; the reference serves "
-                  "float64");
+  check_served("similarities", similarities);
 }
 
 // A value of any floating dtype per row.

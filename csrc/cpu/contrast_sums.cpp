@@ -238,8 +238,7 @@ struct SumArguments {
   void check() const {
     check_labelled(x, labels, order, others(), reference_labels, reference_order, self_index);
     STD_TORCH_CHECK(references || !self_index, "self_index: expected none without references");
-    STD_TORCH_CHECK(x.scalar_type() != ScalarType::Double,
-                    "x: expected float16, bfloat16 or float32; the reference serves float64");
+    check_served("x", x);
   }
 
   LabelledRows anchors() const {

@@ -22,7 +22,7 @@
 #include "engine/upstream.h"
 #include "engine/walk_pair.h"
 #include "metric_name.h"
-#include "operator_checks.h"
+#include "pairwise_checks.h"
 #include "pairwise_isa.h"
 
 namespace dmlfast::cpu {
@@ -31,17 +31,6 @@ namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-void check_rows(const Tensor& x, const std::optional<Tensor>& references) {
-  check_matrix("x", x, x);
-  STD_TORCH_CHECK(x.scalar_type() != ScalarType::Double,
-                  "x: expected float16, bfloat16 or float32; the reference serves float64");
-  if (references) {
-    check_matrix("references", *references, x);
-    STD_TORCH_CHECK(references->size(1) == x.size(1), "references: expected ", x.size(1),
-                    " dimensions, got ", references->size(1));
-  }
-}
 
 // Rows without labels, packed in their own order.
 class Rows {
@@ -102,7 +91,7 @@ class Gradients {
 };
 
 Tensor pairwise_distance(Tensor x, std::optional<Tensor> references, std::string metric, bool) {
-  check_rows(x, references);
+  check_pairwise(x, references);
   const Rows rows(x, references, nullptr, false, metric);
   const WalkPair& pair = rows.pair();
   Tensor distance = torch::stable::new_empty(x, {x.size(0), pair.y().rows()}, ScalarType::Float);
@@ -125,12 +114,9 @@ Tensor pairwise_distance(Tensor x, std::optional<Tensor> references, std::string
 std::tuple<Tensor, Tensor> pairwise_distance_backward(Tensor grad, Tensor distance, Tensor x,
                                                       std::optional<Tensor> references,
                                                       std::string metric, bool) {
-  check_rows(x, references);
+  check_pairwise(x, references);
   const int64_t columns = references ? references->size(0) : x.size(0);
-  check_array("distance", distance, x.size(0) * columns, ScalarType::Float, x);
-  STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == x.size(0) && grad.size(1) == columns &&
-                      grad.scalar_type() == ScalarType::Float,
-                  "grad: expected the shape and dtype of the distances");
+  check_distance_gradient(grad, distance, x, columns);
   const Rows rows(x, references, nullptr, false, metric);
   const WalkPair& pair = rows.pair();
   const Gradients gradients(pair);
@@ -227,16 +213,6 @@ class Moments {
   std::vector<float> second_weights_;
 };
 
-void check_moments(const Tensor& x, const std::optional<Tensor>& references,
-                   const std::optional<Tensor>& self_index, const Tensor& centre) {
-  check_rows(x, references);
-  STD_TORCH_CHECK(references || !self_index, "self_index: expected none without references");
-  check_array("centre", centre, 1, ScalarType::Double, x);
-  if (self_index) {
-    check_array("self_index", *self_index, x.size(0), ScalarType::Long, x);
-  }
-}
-
 std::tuple<Tensor, Tensor> pairwise_moments(Tensor x, std::optional<Tensor> references,
                                             std::optional<Tensor> self_index, Tensor centre,
                                             std::string metric, bool) {
@@ -255,8 +231,7 @@ std::tuple<Tensor, Tensor> pairwise_moments_backward(Tensor grad_first, Tensor g
                                                      Tensor centre, std::string metric, bool) {
   check_moments(x, references, self_index, centre);
   for (const Tensor* grad : {&grad_first, &grad_second}) {
-    STD_TORCH_CHECK(grad->dim() == 1 && grad->size(0) == x.size(0),
-                    "grad: expected a value per anchor");
+    check_anchor_gradient(*grad, ScalarType::Double, x);
   }
   Moments moments(x, references, self_index, centre, metric);
   const std::vector<double> first = read_column(grad_first);

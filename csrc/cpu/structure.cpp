@@ -8,8 +8,8 @@
 #include "engine/block_schedule.h"
 #include "engine/isa.h"
 #include "engine/unit_factors.h"
-#include "operator_checks.h"
 #include "pairwise_isa.h"
+#include "structure_checks.h"
 #include "structure_pair.h"
 
 namespace dmlfast::cpu {
@@ -18,15 +18,6 @@ namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-void check_rows(const Tensor& e, const Tensor& w, const std::optional<Tensor>& references) {
-  check_structure(e, w);
-  if (references) {
-    check_matrix("references", *references, e);
-    STD_TORCH_CHECK(references->size(1) == e.size(1), "references: expected ", e.size(1),
-                    " dimensions, got ", references->size(1));
-  }
-}
 
 // The loops of plain distances store these, too: they differ in what is packed.
 void walk(const StructurePair& pair, const WalkTask& walk, float* distances, const Tensor* grad) {
@@ -48,7 +39,7 @@ void walk(const StructurePair& pair, const WalkTask& walk, float* distances, con
 
 Tensor structure_distance(Tensor e, Tensor w, std::optional<Tensor> references, bool squared,
                           bool) {
-  check_rows(e, w, references);
+  check_structure(e, w, references);
   const StructurePair pair(e, w, references, squared, false);
   Tensor distance =
       torch::stable::new_empty(e, {pair.anchors(), pair.references()}, ScalarType::Float);
@@ -61,12 +52,9 @@ std::tuple<Tensor, Tensor, Tensor> structure_distance_backward(Tensor grad, Tens
                                                                Tensor e, Tensor w,
                                                                std::optional<Tensor> references,
                                                                bool squared, bool) {
-  check_rows(e, w, references);
+  check_structure(e, w, references);
   const int64_t columns = references ? references->size(0) : e.size(0);
-  check_array("distance", distance, e.size(0) * columns, ScalarType::Float, e);
-  STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == e.size(0) && grad.size(1) == columns &&
-                      grad.scalar_type() == ScalarType::Float,
-                  "grad: expected the shape and dtype of the distances");
+  check_distance_gradient(grad, distance, e, columns);
   Tensor grad_e = torch::stable::new_empty(e, {e.size(0), e.size(1)});
   Tensor grad_w = torch::stable::new_empty(e, {e.size(0), e.size(1)});
   Tensor grad_references = torch::stable::new_empty(e, {references ? columns : 0, e.size(1)});

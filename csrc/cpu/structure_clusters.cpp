@@ -14,7 +14,7 @@
 #include "engine/isa.h"
 #include "engine/lost_pairs.h"
 #include "engine/upstream.h"
-#include "operator_checks.h"
+#include "structure_checks.h"
 #include "structure_clusters_isa.h"
 #include "structure_pair.h"
 
@@ -128,16 +128,9 @@ class Clusters {
   std::vector<float> targets_;
 };
 
-void check_arguments(const Tensor& e, const Tensor& w, const Tensor& targets, double sharpness) {
-  check_structure(e, w);
-  check_array("targets", targets, targets.numel(), ScalarType::Double, e);
-  STD_TORCH_CHECK(targets.dim() == 1 && targets.size(0) > 0, "targets: expected one at least");
-  STD_TORCH_CHECK(sharpness >= 0.0, "sharpness: expected a number of at least 0");
-}
-
 std::tuple<Tensor, Tensor, Tensor> structure_clusters(Tensor e, Tensor w, Tensor targets,
                                                       double sharpness, bool ordered, bool) {
-  check_arguments(e, w, targets, sharpness);
+  check_clusters(e, w, targets, sharpness);
   const int64_t rows = ordered ? e.size(0) : 0;
   Tensor loss = torch::stable::new_empty(e, {e.size(0)}, ScalarType::Double);
   Tensor mass = torch::stable::new_empty(e, {rows, targets.size(0)}, ScalarType::Double);
@@ -160,14 +153,8 @@ std::tuple<Tensor, Tensor> structure_clusters_backward(Tensor grad_loss, Tensor 
                                                        Tensor grad_moment, Tensor e, Tensor w,
                                                        Tensor targets, double sharpness,
                                                        bool ordered, bool) {
-  check_arguments(e, w, targets, sharpness);
-  STD_TORCH_CHECK(grad_loss.dim() == 1 && grad_loss.size(0) == e.size(0),
-                  "grad: expected a value per anchor");
-  for (const Tensor* grad : {&grad_mass, &grad_moment}) {
-    STD_TORCH_CHECK(grad->dim() == 2 && grad->size(0) == (ordered ? e.size(0) : 0) &&
-                        grad->size(1) == targets.size(0),
-                    "grad: expected a value per anchor and cluster");
-  }
+  check_clusters(e, w, targets, sharpness);
+  check_cluster_gradients(grad_loss, grad_mass, grad_moment, e, targets, ordered);
   Tensor grad_e = torch::stable::new_empty(e, {e.size(0), e.size(1)});
   Tensor grad_w = torch::stable::new_empty(e, {e.size(0), e.size(1)});
   Tensor no_references = torch::stable::new_empty(e, {0, e.size(1)});

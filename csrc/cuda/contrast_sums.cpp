@@ -52,8 +52,7 @@ struct SumTensors {
   void check() const {
     check_labelled(x, labels, order, others(), reference_labels, reference_order, self_index);
     STD_TORCH_CHECK(references || !self_index, "self_index: expected none without references");
-    STD_TORCH_CHECK(x.scalar_type() != ScalarType::Double,
-                    "x: expected float16, bfloat16 or float32; the reference serves float64");
+    check_served("x", x);
     check_count("x: rows", x.size(0));
     check_count("references: rows", others().size(0));
     for (const SideTensors& each : side) {
@@ -159,10 +158,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> contrast_sums_backward(
   const Tensor* grads[2] = {&grad_positive, &grad_negative};
   const Tensor* results[2] = {&positive, &negative};
   for (int i = 0; i < 2; ++i) {
-    STD_TORCH_CHECK(grads[i]->dim() == 1 && grads[i]->size(0) == x.size(0) &&
-                        grads[i]->scalar_type() == ScalarType::Float &&
-                        grads[i]->get_device() == x.get_device(),
-                    "grad: expected a float32 value per anchor on the device of x");
+    check_anchor_gradient(*grads[i], ScalarType::Float, x);
     check_array("result", *results[i], x.size(0), ScalarType::Float, x);
     arguments.grad[i] = {grads[i]->const_data_ptr<float>(), grads[i]->stride(0)};
     arguments.result[i] = results[i]->const_data_ptr<float>();

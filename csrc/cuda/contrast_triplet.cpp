@@ -34,8 +34,7 @@ struct TripletTensors {
 
   void check() const {
     check_labelled(x, labels, order, references, reference_labels, reference_order, self_index);
-    STD_TORCH_CHECK(x.scalar_type() != ScalarType::Double,
-                    "x: expected float16, bfloat16 or float32");
+    check_served("x", x);
     STD_TORCH_CHECK(negatives == "all", "negatives: expected 'all', got '", negatives, "'");
     STD_TORCH_CHECK(positives == "all" || positives == "nearest" || positives == "farthest",
                     "positives: expected 'all', 'nearest' or 'farthest', got '", positives, "'");
@@ -95,10 +94,7 @@ std::tuple<Tensor, Tensor> contrast_triplet_backward(
       x,          labels, order,     references, reference_labels, reference_order,
       self_index, metric, positives, negatives,  margin,           fast};
   tensors.check();
-  STD_TORCH_CHECK(grad.dim() == 1 && grad.size(0) == x.size(0),
-                  "grad: expected a value per anchor");
-  STD_TORCH_CHECK(grad.scalar_type() == ScalarType::Float, "grad: expected float32");
-  STD_TORCH_CHECK(grad.get_device() == x.get_device(), "grad: expected the device of x");
+  check_anchor_gradient(grad, ScalarType::Float, x);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device());
   Tensor grad_x = torch::stable::new_empty(x, {x.size(0), x.size(1)});
   Tensor grad_references =

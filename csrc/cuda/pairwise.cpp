@@ -7,7 +7,7 @@
 #include <tuple>
 
 #include "metric_name.h"
-#include "operator_checks.h"
+#include "pairwise_checks.h"
 #include "tensor_arguments.h"
 
 namespace dmlfast::cuda {
@@ -27,14 +27,7 @@ struct RowTensors {
   const Tensor& others() const { return references ? *references : x; }
 
   void check() const {
-    check_matrix("x", x, x);
-    STD_TORCH_CHECK(x.scalar_type() != ScalarType::Double,
-                    "x: expected float16, bfloat16 or float32; the reference serves float64");
-    if (references) {
-      check_matrix("references", *references, x);
-      STD_TORCH_CHECK(references->size(1) == x.size(1), "references: expected ", x.size(1),
-                      " dimensions, got ", references->size(1));
-    }
+    check_pairwise(x, references);
     check_count("x: rows", x.size(0));
     check_count("references: rows", others().size(0));
   }
@@ -92,13 +85,7 @@ std::tuple<Tensor, Tensor> pairwise_distance_backward(Tensor grad, Tensor distan
   const RowTensors tensors{x, references, metric, fast};
   tensors.check();
   const int64_t columns = tensors.others().size(0);
-  check_array("distance", distance, x.size(0) * columns, ScalarType::Float, x);
-  STD_TORCH_CHECK(distance.dim() == 2 && distance.size(0) == x.size(0),
-                  "distance: expected a row for every row of x");
-  STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == x.size(0) && grad.size(1) == columns &&
-                      grad.scalar_type() == ScalarType::Float,
-                  "grad: expected the shape and dtype of the distances");
-  STD_TORCH_CHECK(grad.get_device() == x.get_device(), "grad: expected the device of x");
+  check_distance_gradient(grad, distance, x, columns);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device());
   const PairwiseRows rows = tensors.rows();
   std::tuple<Tensor, Tensor> gradients = tensors.new_gradients();
@@ -110,22 +97,12 @@ std::tuple<Tensor, Tensor> pairwise_distance_backward(Tensor grad, Tensor distan
   return gradients;
 }
 
-void check_moments(const RowTensors& tensors, const std::optional<Tensor>& self_index,
-                   const Tensor& centre) {
-  tensors.check();
-  STD_TORCH_CHECK(tensors.references || !self_index,
-                  "self_index: expected none without references");
-  check_array("centre", centre, 1, ScalarType::Double, tensors.x);
-  if (self_index) {
-    check_array("self_index", *self_index, tensors.x.size(0), ScalarType::Long, tensors.x);
-  }
-}
-
 std::tuple<Tensor, Tensor> pairwise_moments(Tensor x, std::optional<Tensor> references,
                                             std::optional<Tensor> self_index, Tensor centre,
                                             std::string metric, bool fast) {
   const RowTensors tensors{x, references, metric, fast};
-  check_moments(tensors, self_index, centre);
+  tensors.check();
+  check_moments(x, references, self_index, centre);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device());
   const PairwiseRows rows = tensors.rows();
   Tensor first = torch::stable::new_empty(x, {x.size(0)}, ScalarType::Double);
@@ -147,12 +124,10 @@ std::tuple<Tensor, Tensor> pairwise_moments_backward(Tensor grad_first, Tensor g
                                                      std::optional<Tensor> self_index,
                                                      Tensor centre, std::string metric, bool fast) {
   const RowTensors tensors{x, references, metric, fast};
-  check_moments(tensors, self_index, centre);
+  tensors.check();
+  check_moments(x, references, self_index, centre);
   for (const Tensor* grad : {&grad_first, &grad_second}) {
-    STD_TORCH_CHECK(
-        grad->dim() == 1 && grad->size(0) == x.size(0) && grad->scalar_type() == ScalarType::Double,
-        "grad: expected a float64 value per anchor");
-    STD_TORCH_CHECK(grad->get_device() == x.get_device(), "grad: expected the device of x");
+    check_anchor_gradient(*grad, ScalarType::Double, x);
   }
   const torch::stable::accelerator::DeviceGuard guard(x.get_device());
   const PairwiseRows rows = tensors.rows();

@@ -5,7 +5,7 @@
 #include <optional>
 #include <tuple>
 
-#include "operator_checks.h"
+#include "structure_checks.h"
 #include "tensor_arguments.h"
 
 namespace dmlfast::cuda {
@@ -24,12 +24,7 @@ struct RowTensors {
   const Tensor& others() const { return references ? *references : e; }
 
   void check() const {
-    check_structure(e, w);
-    if (references) {
-      check_matrix("references", *references, e);
-      STD_TORCH_CHECK(references->size(1) == e.size(1), "references: expected ", e.size(1),
-                      " dimensions, got ", references->size(1));
-    }
+    check_structure(e, w, references);
     check_count("e: rows", e.size(0));
     check_count("references: rows", others().size(0));
   }
@@ -74,13 +69,7 @@ std::tuple<Tensor, Tensor, Tensor> structure_distance_backward(Tensor grad, Tens
   const RowTensors tensors{e, w, references};
   tensors.check();
   const int64_t columns = tensors.others().size(0);
-  check_array("distance", distance, e.size(0) * columns, ScalarType::Float, e);
-  STD_TORCH_CHECK(distance.dim() == 2 && distance.size(0) == e.size(0),
-                  "distance: expected a row for every row of e");
-  STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == e.size(0) && grad.size(1) == columns &&
-                      grad.scalar_type() == ScalarType::Float,
-                  "grad: expected the shape and dtype of the distances");
-  STD_TORCH_CHECK(grad.get_device() == e.get_device(), "grad: expected the device of e");
+  check_distance_gradient(grad, distance, e, columns);
   const torch::stable::accelerator::DeviceGuard guard(e.get_device());
   const StructureRows rows = tensors.rows(squared);
   Tensor grad_e = torch::stable::new_empty(e, {e.size(0), e.size(1)});

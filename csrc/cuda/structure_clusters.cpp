@@ -4,7 +4,7 @@
 
 #include <tuple>
 
-#include "operator_checks.h"
+#include "structure_checks.h"
 #include "tensor_arguments.h"
 
 namespace dmlfast::cuda {
@@ -23,12 +23,9 @@ struct ClusterTensors {
   bool ordered;
 
   void check() const {
-    check_structure(e, w);
+    check_clusters(e, w, targets, sharpness);
     check_count("e: rows", e.size(0));
-    check_array("targets", targets, targets.numel(), ScalarType::Double, e);
-    STD_TORCH_CHECK(targets.dim() == 1 && targets.size(0) > 0, "targets: expected one at least");
     check_count("targets", targets.size(0));
-    STD_TORCH_CHECK(sharpness >= 0.0, "sharpness: expected a number of at least 0");
   }
 
   StructureRows rows() const {
@@ -78,17 +75,7 @@ std::tuple<Tensor, Tensor> structure_clusters_backward(Tensor grad_loss, Tensor 
                                                        bool ordered, bool) {
   const ClusterTensors tensors{e, w, targets, sharpness, ordered};
   tensors.check();
-  for (const Tensor* grad : {&grad_loss, &grad_mass, &grad_moment}) {
-    STD_TORCH_CHECK(grad->scalar_type() == ScalarType::Double, "grad: expected float64");
-    STD_TORCH_CHECK(grad->get_device() == e.get_device(), "grad: expected the device of e");
-  }
-  STD_TORCH_CHECK(grad_loss.dim() == 1 && grad_loss.size(0) == e.size(0),
-                  "grad: expected a value per anchor");
-  for (const Tensor* grad : {&grad_mass, &grad_moment}) {
-    STD_TORCH_CHECK(grad->dim() == 2 && grad->size(0) == tensors.cluster_rows() &&
-                        grad->size(1) == targets.size(0),
-                    "grad: expected a value per anchor and cluster");
-  }
+  check_cluster_gradients(grad_loss, grad_mass, grad_moment, e, targets, ordered);
   const torch::stable::accelerator::DeviceGuard guard(e.get_device());
   Tensor grad_e = torch::stable::new_empty(e, {e.size(0), e.size(1)});
   Tensor grad_w = torch::stable::new_empty(e, {e.size(0), e.size(1)});
