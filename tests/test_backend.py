@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from operator_cases import NAMESPACE, each_backend
+from torch import Tensor
 
 import dmlfast
 import dmlfast.functional as F
@@ -289,3 +291,37 @@ def test_a_library_of_other_sources_is_explained():
         _operators.register(
             "absent", reference=reference, fake=reference, save_for_backward=print, backward=print
         )
+
+
+def transposed(*shape: int) -> Tensor:
+    """A leaf whose columns are contiguous in memory."""
+    return torch.rand(*shape[::-1]).T.requires_grad_()
+
+
+@each_backend
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.pairwise_distance(x, transposed(5, 3)).sum(),
+        lambda x: F.distance_statistics(x).deviation,
+        lambda x: F.info_nce_loss(x, torch.arange(8) % 3),
+        lambda x: F.triplet_margin_loss(x, torch.arange(8) % 3),
+        lambda x: F.nearest_positive(x, torch.arange(8) % 3).distance.sum(),
+        lambda x: F.adaptive_distance(x, transposed(8, 3)).sum(),
+        lambda x: F.multi_cluster_loss(x, transposed(8, 3)),
+        lambda x: F.ranking_loss(x, margin=0.1, scale=2.0),
+        lambda x: F.cluster_means(x, torch.arange(8) % 3, 3).mean.sum(),
+        lambda x: F.assign_clusters(x, transposed(4, 3), temperature=0.5).mean.sum(),
+    ],
+)
+def test_operators_return_what_their_fakes_promise_for_transposed_rows(
+    function, backend, operator_calls
+):
+    x = transposed(8, 3)
+    with use_backend(backend):
+        calls = operator_calls(lambda: function(x).backward(), NAMESPACE[backend])
+    assert calls
+    for operator, arguments in calls:
+        # Compiled code relies on the strides; opcheck compares them, of a gradient's operator, too.
+        detached = tuple(a.detach() if isinstance(a, Tensor) else a for a in arguments)
+        torch.library.opcheck(operator, detached, test_utils="test_faketensor")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -62,10 +63,10 @@ def register(
     Raises:
         ImportError: the compiled library lacks the operator.
     """
-    torch.library.custom_op(f"{_REFERENCE}::{name}", reference, mutates_args=())
+    torch.library.custom_op(f"{_REFERENCE}::{name}", _contiguous(reference), mutates_args=())
     if reference_backward is not None:
         backward_name = f"{_REFERENCE}::{name}_backward"
-        torch.library.custom_op(backward_name, reference_backward, mutates_args=())
+        torch.library.custom_op(backward_name, _contiguous(reference_backward), mutates_args=())
     if _library.cpu_status.loaded and not hasattr(getattr(torch.ops, _KERNELS), name):
         raise ImportError(
             f"dmlfast: the compiled library has no operator {name!r}: it was built from other "
@@ -75,6 +76,21 @@ def register(
         _register_in(namespace, name, fake, save_for_backward, backward)
         if fake_backward is not None:
             _register_backward_in(namespace, name, fake_backward)
+
+
+def _contiguous(
+    function: Callable[..., Tensor | tuple[Tensor, ...]],
+) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+    """The function with contiguous results, as its fake promises: torch keeps strides of inputs."""
+
+    @functools.wraps(function)
+    def contiguous(*inputs: Any) -> Tensor | tuple[Tensor, ...]:
+        found = function(*inputs)
+        if isinstance(found, Tensor):
+            return found.contiguous()
+        return tuple(tensor.contiguous() for tensor in found)
+
+    return contiguous
 
 
 def _register_in(
