@@ -134,6 +134,36 @@ def test_a_sample_without_a_neighborhood_is_left_out():
     torch.testing.assert_close(more, LocalVarianceLoss()(e, LABELS, structure=w))
 
 
+@pytest.mark.parametrize("weight", [0.0, math.nan])
+def test_the_weights_of_a_sample_that_is_left_out_do_not_matter(weight):
+    e, w = batch()
+    labels = torch.cat([LABELS[:-1], torch.tensor([77])])
+    spoilt = torch.cat([w[:-1].detach(), torch.full((1, D), weight)]).requires_grad_()
+    expected = torch.autograd.grad(LocalVarianceLoss()(e, labels, structure=w), w)[0]
+    actual = torch.autograd.grad(LocalVarianceLoss()(e, labels, structure=spoilt), spoilt)[0]
+    assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("neighbors", [None, 3])
+def test_a_class_too_small_for_the_dtype_beside_the_others_is_left_out(neighbors):
+    e, w = rows(N, D, torch.float32), weights(N, D, torch.float32)
+    # Of the size of the square root of float32's least number, and of no extent in a dimension.
+    tiny = 1e-22 * torch.randn(4, D)
+    tiny[:, 0] = 0.0
+    labels = torch.cat([LABELS, torch.full((4,), 77)])
+    loss = LocalVarianceLoss(neighbors)
+    more = loss(torch.cat([e, tiny]), labels, structure=torch.cat([w, w[:4]]))
+    torch.testing.assert_close(
+        more, loss(torch.cat([e, 0 * tiny]), labels, structure=torch.cat([w, w[:4]]))
+    )
+    assert torch.autograd.grad(more, w)[0].isfinite().all()
+
+
+def test_without_dimensions_the_loss_is_0():
+    e = torch.zeros(N, 0, requires_grad=True)
+    assert LocalVarianceLoss()(e, LABELS, structure=e) == 0
+
+
 @pytest.mark.parametrize("neighbors", [None, 3])
 @pytest.mark.parametrize("size", [0, 1])
 def test_without_a_neighborhood_at_all_the_loss_is_0_and_attached(size, neighbors):

@@ -156,6 +156,29 @@ def test_in_training_the_sample_embeddings_have_mean_distance_one() -> None:
     torch.testing.assert_close(made(features).sample, raw / mean_distance(raw))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "size"), [(torch.float32, 3e19), (torch.float16, 2e3)], ids=["float32", "float16"]
+)
+def test_embeddings_may_be_so_large_that_sums_of_squares_leave_the_dtype(
+    dtype: torch.dtype, size: float
+) -> None:
+    made = SampleStructureHead(64, 64).to(dtype)
+    with torch.no_grad():
+        made.sample.weight.copy_(torch.eye(64))
+        made.sample.bias.zero_()
+    features = size * torch.randn(9, 64)
+    sample = made(features.to(dtype)).sample
+    # Of 64 dimensions, each rounded to the dtype.
+    torch.testing.assert_close(mean_distance(sample.float()).item(), 1.0, rtol=2e-3, atol=0)
+
+
+def test_a_batch_with_more_extent_than_rounding_is_scaled() -> None:
+    made = head()
+    features = torch.ones(9, FEATURES) + 1e-4 * torch.randn(9, FEATURES)
+    # The extent of a row of size 1 is known to a part of 1e-3.
+    assert abs(mean_distance(made(features).sample) - 1) < 1e-2
+
+
 def test_in_evaluation_the_sample_embeddings_are_not_scaled() -> None:
     made = head().eval()
     features = torch.randn(9, FEATURES)

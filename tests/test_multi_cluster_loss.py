@@ -219,7 +219,7 @@ OPTIONS = {
     "clusters": (0, ValueError),
     "spread": (-1.0, ValueError),
     "sharpness": (math.inf, ValueError),
-    "floor": ("low", TypeError),
+    "floor": (1.1, ValueError),
     "include_self": (1, TypeError),
     "order_weight": (-0.1, ValueError),
     "order_margin": (math.nan, ValueError),

@@ -61,6 +61,8 @@ def test_the_published_constants_are_the_defaults(method):
         ({"spread": math.nan}, "spread: expected a finite number"),
         ({"sharpness": -1.0}, "sharpness: expected at least 0"),
         ({"floor": -1.0}, "floor: expected at least 0"),
+        ({"floor": 1.5}, "floor: expected at most 1"),
+        ({"local_neighbors": 1025}, "local_neighbors: expected at most 1024"),
         ({"order_weight": -1.0}, "order_weight: expected at least 0"),
         ({"order_margin": math.inf}, "order_margin: expected a finite number"),
         ({"include_self": 1}, "include_self: expected true or false, got 1"),

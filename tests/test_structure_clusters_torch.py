@@ -85,6 +85,15 @@ def test_compiles_whole_forward_and_backward(backend, dynamic, order_weight):
 
 
 @each_backend
+def test_a_sharpness_at_the_end_of_the_range_is_that_of_the_nearest_cluster(backend):
+    e, w = clusters_problem(20, 5)
+    with use_backend(backend):
+        loss = F.multi_cluster_loss(e, w, clusters=4, sharpness=1.7e308)
+        expected = F.multi_cluster_loss(e, w, clusters=4, sharpness=1e9)
+    torch.testing.assert_close(loss, expected)
+
+
+@each_backend
 def test_autocast_leaves_the_dtype_it_receives(backend):
     e, w = clusters_problem(20, 5)
     with use_backend(backend):
@@ -104,7 +113,8 @@ ERRORS = {
     "spread below 0": ({"spread": -1}, ValueError, "spread: expected a finite number of at least"),
     "sharpness inf": ({"sharpness": math.inf}, ValueError, "sharpness: expected a finite number"),
     "floor of text": ({"floor": "0.2"}, TypeError, "floor: expected a number, got '0.2'"),
-    "floor below 0": ({"floor": -0.1}, ValueError, "floor: expected a finite number of at least 0"),
+    "floor below 0": ({"floor": -0.1}, ValueError, "floor: expected a number of 0 to 1"),
+    "floor above 1": ({"floor": 1.1}, ValueError, "floor: expected a number of 0 to 1"),
     "include_self of 1": ({"include_self": 1}, TypeError, "include_self: expected True or False"),
     "order_weight NaN": ({"order_weight": math.nan}, ValueError, "order_weight: expected a number"),
     "order_margin inf": ({"order_margin": math.inf}, ValueError, "order_margin: expected a finite"),

@@ -71,9 +71,10 @@ class LocalVarianceLoss(ShownModule):
 
         Returns:
             A scalar, float64 for float64 embeddings, else float32; differentiable in `structure`
-            alone: the embeddings are taken as they are. A sample whose neighbourhood does not vary
-            at all, or that is alone in its class, is left out; without any other the loss is 0,
-            attached to the graph. Where an embedding is not finite it is NaN.
+            alone: the embeddings are taken as they are. A sample whose neighbourhood does not vary,
+            or by so little beside the largest embedding that `floor` times its variance leaves the
+            dtype's range, or that is alone in its class, is left out; without any other the loss is
+            0, attached to the graph. Where an embedding is not finite it is NaN.
 
         Memory: O(N·d), with `neighbors` O(N (d + neighbors)).
 
@@ -89,10 +90,11 @@ class LocalVarianceLoss(ShownModule):
             size = rows.abs().amax() if rows.numel() else rows.new_zeros(())
             variance = self._variance(rows / torch.where(size == 0, 1.0, size), labels)
             mean = variance.mean(dim=1, keepdim=True)
-            # Not `mean > 0`: NaN has to pass.
-            counts = ~(mean == 0)
+            # Not `>=`: NaN has to pass.
+            counts = ~(self.floor * mean < torch.finfo(dtype).tiny) & (variance.shape[1] > 0)
             logarithm = torch.where(counts, variance + self.floor * mean, 1.0).log()
-        radii = weights.to(dtype).log() + logarithm
+        # A weight of a sample that is left out may be anything.
+        radii = torch.where(counts, weights.to(dtype), 1.0).log() + logarithm
         uneven = (radii - radii.mean(dim=1, keepdim=True)).square().mean(dim=1)
         total = fixed_order_sum(torch.where(counts[:, 0], uneven, 0.0))
         return total / counts.sum().clamp(min=1)
@@ -112,7 +114,7 @@ def _variance_of_class(x: Tensor, labels: Tensor) -> Tensor:
     mean = segment_sum(x, classes.begin, x.shape[0])[classes.begin] / count
     # A class of equal rows does not vary, whatever their mean is rounded to.
     first = x[classes.order[classes.begin]]
-    differs = ((x != first) | ~x.isfinite()).to(x.dtype)
+    differs = (x != first).to(x.dtype)
     varies = segment_sum(differs, classes.begin, x.shape[0])[classes.begin] > 0
     squares = (x - mean).square()
     return torch.where(varies, segment_sum(squares, classes.begin, x.shape[0])[classes.begin], 0.0)

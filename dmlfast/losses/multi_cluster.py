@@ -14,6 +14,7 @@ from dmlfast.ops._arguments import (
     check_flag,
     check_not_negative,
     check_option,
+    check_share,
     describe,
 )
 from dmlfast.ops.structure import check_structure
@@ -53,8 +54,8 @@ class MultiClusterLoss(ShownModule):
         weight: of the structure loss, at least 0.
         clusters: number of anchor distances, at least 1.
         spread: how many deviations the smallest lies below the mean, at least 0.
-        sharpness: of the assignment, per unit of distance, at least 0.
-        floor: the least anchor distance as a part of the mean, at least 0.
+        sharpness: of the assignment with two clusters, per unit of distance, at least 0.
+        floor: the least anchor distance as a part of the mean, 0 to 1.
         include_self: mean and deviation include the distance of each row to itself.
         order_weight: of the ranking of the clusters within the structure loss, at least 0.
         order_margin: a finite distance.
@@ -104,7 +105,7 @@ class MultiClusterLoss(ShownModule):
         self.clusters = check_count("clusters", clusters)
         self.spread = check_not_negative("spread", spread)
         self.sharpness = check_not_negative("sharpness", sharpness)
-        self.floor = check_not_negative("floor", floor)
+        self.floor = check_share("floor", floor)
         self.include_self = check_flag("include_self", include_self)
         self.order_weight = check_not_negative("order_weight", order_weight)
         self.order_margin = check_finite("order_margin", order_margin)

@@ -102,13 +102,19 @@ class SampleStructureHead(nn.Module):
         sample = self.sample(features)
         if self.training:
             sample = _divided_by_mean_distance(sample)
-        share = self.structure(features).sigmoid()
-        return SampleStructure(sample, self.least + 2 * (1 - self.least) * share)
+        return SampleStructure(sample, self.weights(features))
+
+    def weights(self, features: Tensor) -> Tensor:
+        """The structure embedding of (N, feature_size) features alone."""
+        share: Tensor = self.structure(features).sigmoid()
+        return self.least + 2 * (1 - self.least) * share
 
 
 def _divided_by_mean_distance(x: Tensor) -> Tensor:
     mean = functional.distance_statistics(x).mean
-    length = torch.linalg.vector_norm(x.detach(), dim=1, dtype=mean.dtype).sum() / max(1, len(x))
+    # In float64, as the square of a length may leave the range of float32.
+    length = torch.linalg.vector_norm(x.detach(), dim=1, dtype=torch.float64).sum()
+    length = length / max(1, len(x))
     # Else a collapsed batch would have its rounding blown up. Not `mean > ...`: NaN has to pass.
     collapsed = mean <= _ROUNDINGS * torch.finfo(x.dtype).eps * length
-    return x / torch.where(collapsed, 1.0, mean).to(x.dtype)
+    return (x.to(mean.dtype) / torch.where(collapsed, 1.0, mean)).to(x.dtype)

@@ -169,6 +169,14 @@ def check_not_negative(name: str, value: object) -> float:
     return number
 
 
+def check_share(name: str, value: object) -> float:
+    """Raises as `check_number`, and ValueError unless the number is 0 to 1."""
+    number = check_number(name, value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name}: expected a number of 0 to 1, got {value!r}")
+    return number
+
+
 def check_count(name: str, value: object, least: int = 1, greatest: int | None = None) -> int:
     """Raises TypeError unless `value` is an integer, ValueError unless least <= it <= greatest."""
     if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):

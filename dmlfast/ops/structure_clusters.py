@@ -14,6 +14,7 @@ from dmlfast.ops._arguments import (
     check_flag,
     check_not_negative,
     check_option,
+    check_share,
 )
 from dmlfast.ops._operators import register
 from dmlfast.ops._reduction import REDUCTIONS, reduce_over_rows
@@ -24,6 +25,9 @@ from dmlfast.reference.distances import distance_dtype
 
 # Of all pairs of an anchor. Where a cluster holds less, its place says nothing.
 _LEAST_MASS = 1e-6
+
+# Beyond, a pair has one cluster, but for ties; products with distances stay finite.
+_GREATEST_SHARPNESS = 1e150
 
 
 def multi_cluster_loss(
@@ -63,7 +67,7 @@ def multi_cluster_loss(
         clusters: the number K of anchor distances, at least 1.
         spread: how many deviations the smallest anchor distance lies below the mean, at least 0.
         sharpness: of the assignment with two clusters, per unit of distance, at least 0.
-        floor: the least anchor distance as a part of the mean, at least 0.
+        floor: the least anchor distance as a part of the mean, 0 to 1.
         include_self: mean and deviation over all N^2 distances, the zeros of each row to itself
             included, as the source has it; else over N (N - 1).
         order_weight: of the ranking of the clusters, at least 0; 0 (default) leaves it out.
@@ -96,7 +100,7 @@ def multi_cluster_loss(
     """
     rows, structure = check_structure(e, w)
     clusters = check_count("clusters", clusters)
-    spread, floor = check_not_negative("spread", spread), check_not_negative("floor", floor)
+    spread, floor = check_not_negative("spread", spread), check_share("floor", floor)
     sharpness = check_not_negative("sharpness", sharpness)
     check_flag("include_self", include_self)
     order_weight = check_not_negative("order_weight", order_weight)
@@ -107,7 +111,7 @@ def multi_cluster_loss(
         rows,
         structure,
         targets,
-        sharpness * (clusters - 1),
+        min(sharpness * (clusters - 1), _GREATEST_SHARPNESS),
         order_weight > 0,
         allows_fast_products(),
     )

@@ -13,6 +13,7 @@ from dmlfast.data import DataSet
 from dmlfast.evaluation import embed, evaluate_adaptive_retrieval, oracle_structure
 from dmlfast.losses import LocalVarianceLoss, MultiClusterLoss, TripletMarginLoss
 from dmlfast.models import ConvolutionalEmbedding, SampleStructure, SampleStructureHead
+from dmlfast.ops.neighbors_top import GREATEST_K
 from dmlfast.training.limits import flag, number, one_of, positive, whole
 from dmlfast.training.methods.base import Batch, Method, MethodSettings, StepLoss, Task, setting
 from dmlfast.training.summary import METRICS, RECALL_AT, SPLITS
@@ -63,9 +64,10 @@ class StructureSettings(MethodSettings):
 
     def __post_init__(self) -> None:
         whole("clusters", self.clusters, 1)
-        whole("local_neighbors", self.local_neighbors, 0)
-        for name in ("margin", "weight", "spread", "sharpness", "floor", "order_weight"):
+        whole("local_neighbors", self.local_neighbors, 0, GREATEST_K)
+        for name in ("margin", "weight", "spread", "sharpness", "order_weight"):
             number(name, getattr(self, name), 0.0)
+        number("floor", self.floor, 0.0, 1.0)
         number("local_weight", self.local_weight, 0.0)
         positive("least", self.least)
         number("least", self.least, most=1.0)
@@ -174,7 +176,7 @@ class Structure(Method):
         if settings.fixed_structure:
             structure = torch.ones_like(sample)
         elif settings.structure_gradient == "structure":
-            structure = self.head(features.detach()).structure
+            structure = self.head.weights(features.detach())
         if settings.weight > 0:
             loss = self.loss(sample, labels, structure=structure)
         else:
