@@ -7,6 +7,13 @@ from dmlfast.evaluation.adaptive import (
     evaluate_adaptive_retrieval,
     oracle_structure,
 )
+from dmlfast.evaluation.clustering import (
+    ClusteringMetrics,
+    adjusted_mutual_information,
+    evaluate_clustering,
+    normalized_mutual_information,
+    purity,
+)
 from dmlfast.evaluation.intensity import (
     IntensityRanking,
     evaluate_intensity_ranking,
@@ -20,14 +27,19 @@ from dmlfast.evaluation.retrieval import (
 )
 
 __all__ = [
+    "ClusteringMetrics",
     "IntensityRanking",
     "RetrievalMetrics",
     "adaptive_search",
+    "adjusted_mutual_information",
     "embed",
     "evaluate_adaptive_retrieval",
+    "evaluate_clustering",
     "evaluate_intensity_ranking",
     "evaluate_neighbors",
     "evaluate_retrieval",
+    "normalized_mutual_information",
     "oracle_structure",
+    "purity",
     "view_similarities",
 ]

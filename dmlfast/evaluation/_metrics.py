@@ -76,7 +76,7 @@ def check_sets(
     reference_labels: Tensor | None,
 ) -> Labels:
     """The labels of checked arguments."""
-    query_labels = _check_set("queries", queries, "query_labels", query_labels)
+    query_labels = check_labelled("queries", queries, "query_labels", query_labels)
     if references is None or reference_labels is None:
         if references is not None or reference_labels is not None:
             missing = "reference_labels" if reference_labels is None else "references"
@@ -85,7 +85,7 @@ def check_sets(
                 f"got no {missing}"
             )
     else:
-        reference_labels = _check_set(
+        reference_labels = check_labelled(
             "references", references, "reference_labels", reference_labels
         )
         if references.shape[1] != queries.shape[1]:
@@ -120,7 +120,7 @@ def mean_metrics(
     )
 
 
-def _check_set(x_name: str, x: Tensor, labels_name: str, labels: Tensor) -> Tensor:
+def check_labelled(x_name: str, x: Tensor, labels_name: str, labels: Tensor) -> Tensor:
     """Check embeddings and their labels; return the labels as int64 on the CPU."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{x_name} must be a Tensor, got {type(x).__name__}")
