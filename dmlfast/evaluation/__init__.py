@@ -14,6 +14,7 @@ from dmlfast.evaluation.clustering import (
     normalized_mutual_information,
     purity,
 )
+from dmlfast.evaluation.collapse import CollapseMetrics, effective_rank, evaluate_collapse
 from dmlfast.evaluation.intensity import (
     IntensityRanking,
     evaluate_intensity_ranking,
@@ -28,13 +29,16 @@ from dmlfast.evaluation.retrieval import (
 
 __all__ = [
     "ClusteringMetrics",
+    "CollapseMetrics",
     "IntensityRanking",
     "RetrievalMetrics",
     "adaptive_search",
     "adjusted_mutual_information",
+    "effective_rank",
     "embed",
     "evaluate_adaptive_retrieval",
     "evaluate_clustering",
+    "evaluate_collapse",
     "evaluate_intensity_ranking",
     "evaluate_neighbors",
     "evaluate_retrieval",

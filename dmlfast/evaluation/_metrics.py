@@ -122,21 +122,36 @@ def mean_metrics(
 
 def check_labelled(x_name: str, x: Tensor, labels_name: str, labels: Tensor) -> Tensor:
     """Check embeddings and their labels; return the labels as int64 on the CPU."""
+    _check_matrix(x_name, x)
+    checked = check_labels(labels_name, labels, x_name, x)
+    _check_finite(x_name, x)
+    return checked
+
+
+def check_rows(name: str, x: Tensor) -> None:
+    """Check embeddings."""
+    _check_matrix(name, x)
+    _check_finite(name, x)
+
+
+def _check_matrix(name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor):
-        raise TypeError(f"{x_name} must be a Tensor, got {type(x).__name__}")
+        raise TypeError(f"{name} must be a Tensor, got {type(x).__name__}")
     if x.dtype not in _FLOATS:
         raise TypeError(
-            f"{x_name} must be float16, bfloat16, float32 or float64, got {_dtype_name(x)}"
+            f"{name} must be float16, bfloat16, float32 or float64, got {_dtype_name(x)}"
         )
     if x.dim() != 2 or x.shape[1] == 0:
-        raise ValueError(f"{x_name} must have shape (N, d) with d >= 1, got {tuple(x.shape)}")
-    checked = check_labels(labels_name, labels, x_name, x)
+        raise ValueError(f"{name} must have shape (N, d) with d >= 1, got {tuple(x.shape)}")
+
+
+def _check_finite(name: str, x: Tensor) -> None:
+    """Raises unless every row is finite in float32: the one check that reads the data."""
     bad = sum(int((~part.float().isfinite().all(dim=1)).sum()) for part in parts(x.detach()))
     if bad:
         raise ValueError(
-            f"{x_name} must be finite in float32, got {bad} of {x.shape[0]} rows that are not"
+            f"{name} must be finite in float32, got {bad} of {x.shape[0]} rows that are not"
         )
-    return checked
 
 
 def check_labels(name: str, labels: Tensor, x_name: str = "", x: Tensor | None = None) -> Tensor:
