@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from training_runs import (
     FILES,
+    GROUPS,
     assert_same_bits,
     assert_same_run,
     checkpoint_of,
@@ -149,7 +150,7 @@ class TestRun:
         self, name: str, groups: list[str], finished: dict[str, Path]
     ) -> None:
         metrics = json.loads((finished[name] / "metrics.json").read_text())
-        assert list(metrics["last"]) == ["class", "subclass", *groups, "step"]
+        assert list(metrics["last"]) == [*GROUPS, *groups, "step"]
         for group in groups:
             for place in (metrics, metrics["best_test"], metrics["last"]):
                 assert list(place[group]) == ["order_accuracy", "kendall_tau"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import assert_same_bits, checkpoint_of, small, without_drawing
+from training_runs import GROUPS, assert_same_bits, checkpoint_of, small, without_drawing
 
 import dmlfast.functional as F
 from dmlfast import data as data_sets
@@ -299,9 +299,9 @@ def test_the_run_folder_holds_the_groups(tmp_path: Path, monkeypatch: pytest.Mon
     without_drawing(monkeypatch)
     train(small(method="nasa"), tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    groups = ["class", "subclass", "structure", "shortlist", "oracle", "weights"]
-    assert list(metrics["last"]) == [*groups, "step"]
-    assert [list(metrics[group]) for group in groups[:-1]] == [METRICS] * 5
+    groups = ["structure", "shortlist", "oracle", "weights"]
+    assert list(metrics["last"]) == [*GROUPS, *groups, "step"]
+    assert [list(metrics[group]) for group in groups[:-1]] == [METRICS] * 3
     assert list(metrics["weights"]) == ["deviation", "variance_share"]
 
 

@@ -13,10 +13,24 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import FILES, METRICS, checkpoint_of, small, stop_after, without_drawing
+from training_runs import (
+    CLUSTERING,
+    FILES,
+    GROUPS,
+    METRICS,
+    checkpoint_of,
+    small,
+    stop_after,
+    without_drawing,
+)
 
 from dmlfast import data as data_sets
-from dmlfast.evaluation import embed, evaluate_retrieval
+from dmlfast.evaluation import (
+    embed,
+    evaluate_clustering,
+    evaluate_collapse,
+    evaluate_retrieval,
+)
 from dmlfast.models import ConvolutionalEmbedding
 from dmlfast.training import RunFolder, RunFolderError, TrainConfig, train
 from dmlfast.training.summary import ROW_KEYS
@@ -59,7 +73,7 @@ class TestRunFolder:
         assert sorted(os.listdir(finished)) == FILES
 
     def test_the_plots_are_pictures(self, finished: Path) -> None:
-        for name in ("curves.png", "embedding.png"):
+        for name in ("collapse.png", "curves.png", "embedding.png"):
             assert (finished / name).read_bytes().startswith(b"\x89PNG")
 
     def test_config_json_is_the_resolved_configuration(self, finished: Path) -> None:
@@ -67,12 +81,10 @@ class TestRunFolder:
 
     def test_metrics_json_has_its_layout(self, finished: Path) -> None:
         metrics = json.loads((finished / "metrics.json").read_text())
-        top = ["class", "subclass", "selected_step", "selection", "best_test", "last"]
-        assert list(metrics) == top
-        for group in (metrics, metrics["best_test"], metrics["last"]):
-            assert list(group["class"]) == METRICS
-            assert list(group["subclass"]) == METRICS
-            assert all(0 <= value <= 1 for value in group["class"].values())
+        assert list(metrics) == [*GROUPS, "selected_step", "selection", "best_test", "last"]
+        for chosen in (metrics, metrics["best_test"], metrics["last"]):
+            assert {group: list(chosen[group]) for group in GROUPS} == GROUPS
+            assert all(0 <= value <= 1 for value in chosen["class"].values())
         assert "validation" in metrics["selection"]
         assert metrics["last"]["step"] == 7
 
@@ -86,9 +98,9 @@ class TestRunFolder:
             if row["chosen"] == "last"
         }
         assert last == {
-            (labels, metric): metrics["last"][labels][metric]
-            for labels in ("class", "subclass")
-            for metric in METRICS
+            (group, metric): metrics["last"][group][metric]
+            for group, names in GROUPS.items()
+            for metric in names
         }
 
     def test_history_has_a_row_per_evaluation_and_one_for_the_last_step(
@@ -107,8 +119,16 @@ class TestRunFolder:
         test = data_sets.load("digits").test
         embeddings = torch.nn.functional.normalize(embed(model, test.images))
         metrics = json.loads((finished / "metrics.json").read_text())
-        assert evaluate_retrieval(embeddings, test.labels).as_dict() == metrics["class"]
-        assert evaluate_retrieval(embeddings, test.subclasses).as_dict() == metrics["subclass"]
+        for group, labels in (("class", test.labels), ("subclass", test.subclasses)):
+            expected = evaluate_retrieval(embeddings, labels).as_dict()
+            assert {name: metrics[group][name] for name in METRICS} == expected
+            generator = torch.Generator().manual_seed(small().seed)
+            expected = evaluate_clustering(embeddings, labels, generator=generator).as_dict()
+            assert {name: metrics[group][name] for name in CLUSTERING} == expected
+        collapse = evaluate_collapse(
+            embeddings, test.labels, test.subclasses, margin=small().method.margin
+        )
+        assert metrics["collapse"] == collapse.as_dict()
 
     def test_a_folder_that_holds_a_run_is_refused(self, finished: Path) -> None:
         before = (finished / "checkpoint.pt").read_bytes()

@@ -15,7 +15,7 @@ import pytest
 import torch
 from training_runs import (
     FILES,
-    METRICS,
+    GROUPS,
     assert_same_bits,
     assert_same_run,
     checkpoint_of,
@@ -39,6 +39,7 @@ from dmlfast.training import (
     train,
 )
 from dmlfast.training.config import Backend
+from dmlfast.training.loop import _Run
 from dmlfast.training.methods.triplet import (
     Negatives,
     Positives,
@@ -171,9 +172,9 @@ def row(step: int, validation: float, test: float, subclass: float = 0.0) -> dic
     """An evaluation whose metrics are all alike in a split."""
     made: dict[str, float] = {"step": step, "loss": 1.0, "active": 0.5}
     for split, by_class in (("validation", validation), ("test", test)):
-        for metric in METRICS:
-            made[f"{split}/class/{metric}"] = by_class
-            made[f"{split}/subclass/{metric}"] = subclass
+        for group, metrics in GROUPS.items():
+            for metric in metrics:
+                made[f"{split}/{group}/{metric}"] = by_class if group == "class" else subclass
     return made
 
 
@@ -205,7 +206,7 @@ class TestSummary:
 
     def test_the_long_form_has_every_number(self) -> None:
         rows = list(long_form(summarize([row(1, 0.2, 0.9), row(2, 0.8, 0.5)])))
-        assert len(rows) == 3 * 2 * len(METRICS)
+        assert len(rows) == 3 * sum(map(len, GROUPS.values()))
         assert rows[0] == {
             "chosen": "selected",
             "step": 2,
@@ -334,6 +335,22 @@ class TestTrain:
         assert not torch.equal(one["sampling"], other["sampling"])
         assert (tmp_path / "metrics.json").read_text() != (finished / "metrics.json").read_text()
 
+    def test_evaluations_change_nothing_that_is_trained_or_drawn(
+        self, finished: Path, tmp_path: Path
+    ) -> None:
+        train(small(evaluate_every=1), tmp_path)
+        one, other = checkpoint_of(finished), checkpoint_of(tmp_path)
+        for name in ("model", "optimizer", "sampling", "augmentation"):
+            assert_same_bits(one[name], other[name], name)
+        assert (
+            one["history"][-1].items()
+            >= {
+                name: value
+                for name, value in other["history"][-1].items()
+                if name.startswith(("validation/", "test/"))
+            }.items()
+        )
+
     def test_the_global_random_stream_is_neither_used_nor_changed(
         self, finished: Path, tmp_path: Path
     ) -> None:
@@ -342,6 +359,15 @@ class TestTrain:
         train(small(), tmp_path)
         assert torch.equal(torch.get_rng_state(), before)
         assert_same_run(tmp_path, finished)
+
+    def test_active_triplets_of_the_evaluation_are_those_of_the_margin(self) -> None:
+        shares = [
+            _Run(small(margin=margin), torch.device("cpu")).evaluate()[
+                "test/collapse/active_triplets"
+            ]
+            for margin in (0.001, 0.01, 1.0)
+        ]
+        assert shares == sorted(set(shares))
 
     def test_the_positives_matter(self, finished: Path, tmp_path: Path) -> None:
         train(small(positives="farthest"), tmp_path)

@@ -13,6 +13,7 @@ from dmlfast.training import Progress, TrainConfig
 
 FILES = [
     "checkpoint.pt",
+    "collapse.png",
     "config.json",
     "curves.png",
     "embedding.png",
@@ -21,6 +22,19 @@ FILES = [
     "metrics.json",
 ]
 METRICS = ["recall@1", "recall@2", "recall@4", "recall@8", "r_precision", "map@r"]
+CLUSTERING = ["nmi", "ami", "purity"]
+COLLAPSE = [
+    "class_distance_ratio",
+    "subclass_distance_ratio",
+    "effective_rank",
+    "active_triplets",
+]
+# What every run evaluates, by group.
+GROUPS = {
+    "class": [*METRICS, *CLUSTERING],
+    "subclass": [*METRICS, *CLUSTERING],
+    "collapse": COLLAPSE,
+}
 
 
 def small(**settings: Any) -> TrainConfig:
@@ -80,7 +94,12 @@ def without_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the drawing, most of the time of a tiny run."""
     import dmlfast.plots
 
-    for name, position in (("plot_curves", 1), ("plot_embedding", 2), ("plot_intensity", 1)):
+    for name, position in (
+        ("plot_collapse", 1),
+        ("plot_curves", 1),
+        ("plot_embedding", 2),
+        ("plot_intensity", 1),
+    ):
         monkeypatch.setattr(
             dmlfast.plots,
             name,

@@ -165,8 +165,9 @@ def _centred(rows: Tensor) -> Tensor:
 def _groups(labels: Tensor) -> tuple[Tensor, ...]:
     """The rows of each label."""
     ordered, order = labels.sort(stable=True)
-    counts = torch.unique_consecutive(ordered, return_counts=True)[1]
-    return order.split(counts.tolist())
+    counts: list[int] = torch.unique_consecutive(ordered, return_counts=True)[1].tolist()
+    groups: tuple[Tensor, ...] = order.split(counts)
+    return groups
 
 
 def _ratio(within: float, within_count: int, across: float, across_count: int) -> float:

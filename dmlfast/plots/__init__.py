@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dmlfast.plots.collapse import plot_collapse
 from dmlfast.plots.curves import plot_curves
 from dmlfast.plots.embedding import draw_embedding, plot_embedding, projection
 from dmlfast.plots.intensity import plot_intensity
@@ -10,6 +11,7 @@ from dmlfast.plots.scaling import ScalingLine, plot_scaling
 __all__ = [
     "ScalingLine",
     "draw_embedding",
+    "plot_collapse",
     "plot_curves",
     "plot_embedding",
     "plot_intensity",

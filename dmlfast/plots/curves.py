@@ -7,8 +7,16 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from dmlfast._optional import require
 from dmlfast.plots._figure import check_png_path, legend_below, new_figure, plain, save_png
+from dmlfast.plots._history import (
+    LEVEL_NAMES,
+    LEVELS,
+    SPLITS,
+    Series,
+    draw_series,
+    series_of,
+    step_axis,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,14 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["plot_curves"]
 
 _PANELS = {"map@r": "MAP@R", "recall@1": "Recall@1"}
-_LEVELS = {"class": "#0072b2", "subclass": "#d55e00"}
-_SPLITS = {"validation": "-", "test": "--"}
-_LEVEL_NAMES = {"class": "class", "subclass": "sub-class"}
 
 # From this many steps on, the loss is also drawn as its running mean.
 _SMOOTH_FROM = 60
-
-Series = tuple[list[float], list[float]]
 
 
 def plot_curves(history: Sequence[Mapping[str, object]], path: str | os.PathLike[str]) -> None:
@@ -46,7 +49,7 @@ def plot_curves(history: Sequence[Mapping[str, object]], path: str | os.PathLike
         ImportError: matplotlib is not installed.
     """
     target = check_png_path(path)
-    loss = _series(history, "loss")
+    loss = series_of(history, "loss")
     metrics = {metric: _metric_lines(history, metric) for metric in _PANELS}
     panels = [metric for metric, lines in metrics.items() if lines]
     if not loss[0] and not panels:
@@ -63,36 +66,14 @@ def plot_curves(history: Sequence[Mapping[str, object]], path: str | os.PathLike
     save_png(figure, target)
 
 
-def _number(value: object, key: str, row: int) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(
-            f"history: expected numbers, got {type(value).__name__} for {key!r} in row {row}"
-        )
-    return float(value)
-
-
-def _series(history: Sequence[Mapping[str, object]], key: str) -> Series:
-    """Steps and values of the rows in which `key` has a finite value, by ascending step."""
-    points = []
-    for number, row in enumerate(history):
-        if row.get("step") is None:
-            raise ValueError(f"history: expected a step in every row, got none in row {number}")
-        step = _number(row["step"], "step", number)
-        value = row.get(key)
-        if value is not None and math.isfinite(_number(value, key, number)):
-            points.append((step, _number(value, key, number)))
-    points.sort(key=lambda point: point[0])
-    return [step for step, _ in points], [value for _, value in points]
-
-
 def _metric_lines(
     history: Sequence[Mapping[str, object]], metric: str
 ) -> dict[tuple[str, str], Series]:
     """The series of `metric` by (split, level), without the empty ones."""
     lines = {
-        (split, level): _series(history, f"{split}/{level}/{metric}")
-        for level in _LEVELS
-        for split in _SPLITS
+        (split, level): series_of(history, f"{split}/{level}/{metric}")
+        for level in LEVELS
+        for split in SPLITS
     }
     return {key: series for key, series in lines.items() if series[0]}
 
@@ -128,28 +109,21 @@ def _draw_loss(axes: Axes, loss: Series) -> None:
 
 def _draw_metric(axes: Axes, title: str, lines: Mapping[tuple[str, str], Series]) -> None:
     marked = max(len(steps) for steps, _ in lines.values()) <= 30
-    for (split, level), (steps, values) in lines.items():
-        axes.plot(
-            steps,
-            values,
-            color=_LEVELS[level],
-            linestyle=_SPLITS[split],
-            linewidth=1.6,
-            marker="o" if marked else "",
-            markersize=4.0,
-            markerfacecolor="white" if split == "test" else _LEVELS[level],
-            label=f"{_LEVEL_NAMES[level]}, {split}",
+    for (split, level), series in lines.items():
+        draw_series(
+            axes,
+            series,
+            colour=LEVELS[level],
+            split=split,
+            marked=marked,
+            label=f"{LEVEL_NAMES[level]}, {split}",
         )
     _finish(axes, title, legend=True)
 
 
 def _finish(axes: Axes, title: str, *, legend: bool) -> None:
     axes.set_title(title)
-    axes.set_xlabel("step")
-    # Steps are whole, however few there are.
-    axes.xaxis.set_major_locator(
-        require("matplotlib.ticker", "train").MaxNLocator("auto", integer=True, min_n_ticks=1)
-    )
+    step_axis(axes)
     plain(axes)
     if legend:
         legend_below(axes)

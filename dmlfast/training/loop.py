@@ -16,7 +16,7 @@ import dmlfast
 from dmlfast import data as data_sets
 from dmlfast._optional import require
 from dmlfast.data import Split
-from dmlfast.evaluation import evaluate_retrieval
+from dmlfast.evaluation import evaluate_clustering, evaluate_collapse, evaluate_retrieval
 from dmlfast.training import methods
 from dmlfast.training.config import TrainConfig
 from dmlfast.training.errors import RunFolderError, TrainingError
@@ -96,7 +96,7 @@ def train(
     """
     device = _device(config.device)
     # Before the training, not after it.
-    for package in ("faiss", "matplotlib"):
+    for package in ("faiss", "matplotlib", "sklearn"):
         require(package, "train")
     with _settings(config, device):
         run = _Run(config, device)
@@ -192,9 +192,9 @@ class _Run:
         return value
 
     def evaluate(self) -> Row:
-        """Retrieval on the validation and the test split, by class and by hidden sub-class.
+        """Retrieval, clusters and collapse on the validation and the test split.
 
-        And what the method evaluates.
+        By class and by hidden sub-class; and what the method evaluates.
         """
         loss, active = self.state.means()
         row = {"step": self.state.step, "loss": loss, "active": active}
@@ -203,17 +203,28 @@ class _Run:
             embeddings = self.state.method.embed(self.state.model, split.images)
             for labels_name, labels in zip(LABELS, (split.labels, split.subclasses), strict=True):
                 metrics = evaluate_retrieval(embeddings, labels, recall_at=RECALL_AT).as_dict()
-                for metric, value in metrics.items():
-                    row[f"{split_name}/{labels_name}/{metric}"] = value
+                # A generator of its own, always from the start: an evaluation neither depends on
+                # those before nor changes what training draws.
+                generator = torch.Generator().manual_seed(self.config.seed)
+                metrics |= evaluate_clustering(embeddings, labels, generator=generator).as_dict()
+                row |= {f"{split_name}/{labels_name}/{name}": v for name, v in metrics.items()}
+            collapse = evaluate_collapse(
+                embeddings, split.labels, split.subclasses, margin=self.state.method.margin
+            )
+            row |= {f"{split_name}/collapse/{name}": v for name, v in collapse.as_dict().items()}
         return row | self.state.method.evaluate(self.state.model, self._data)
 
     def plot(self, folder: RunFolder, history: list[Row]) -> None:
-        """Draw the curves, and the test split as the selected weights embed it."""
+        """Draw the curves, the collapse, and the test split as the selected weights embed it."""
         # Only here: matplotlib takes a second to import.
-        from dmlfast.plots import plot_curves, plot_embedding
+        from dmlfast.plots import plot_collapse, plot_curves, plot_embedding
 
         with folder.replacing(RunFolder.CURVES) as path:
             plot_curves(history, path)
+        with folder.replacing(RunFolder.COLLAPSE) as path:
+            plot_collapse(
+                history, path, training_triplets=self.state.method.active_share_is_of_triplets
+            )
         test, state = self._data.test, self.state
         step = int(selected_row(history, "validation")["step"])
         with state.selected():

@@ -38,9 +38,10 @@ class RunFolder:
     METRICS_TABLE = "metrics.csv"
     CHECKPOINT = "checkpoint.pt"
     CURVES = "curves.png"
+    COLLAPSE = "collapse.png"
     EMBEDDING = "embedding.png"
     FILES = (
-        *(CONFIG, HISTORY, METRICS, METRICS_TABLE, CHECKPOINT, CURVES, EMBEDDING),
+        *(CONFIG, HISTORY, METRICS, METRICS_TABLE, CHECKPOINT, CURVES, COLLAPSE, EMBEDDING),
         *methods.PICTURES,
     )
 

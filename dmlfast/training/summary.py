@@ -11,14 +11,29 @@ SPLITS = ("validation", "test")
 LABELS = ("class", "subclass")
 RECALL_AT = (1, 2, 4, 8)
 METRICS = (*(f"recall@{k}" for k in RECALL_AT), "r_precision", "map@r")
+# Of as many k-means clusters as there are labels: `dmlfast.evaluation.evaluate_clustering`.
+CLUSTERING = ("nmi", "ami", "purity")
+# The group "collapse": `dmlfast.evaluation.evaluate_collapse`.
+COLLAPSE = (
+    "class_distance_ratio",
+    "subclass_distance_ratio",
+    "effective_rank",
+    "active_triplets",
+)
+_GROUPS = {**dict.fromkeys(LABELS, (*METRICS, *CLUSTERING)), "collapse": COLLAPSE}
 
 # One evaluation, with the keys `ROW_KEYS` and those that the method evaluates: "step", the means
 # since the one before of "loss" and of "active" (a share that the method defines: of the anchors
-# with an active triplet, or of samples that qualify), and "<split>/<labels>/<metric>".
+# with an active triplet, or of samples that qualify), and "<split>/<group>/<metric>".
 Row = Mapping[str, float]
 ROW_KEYS = (
     *("step", "loss", "active"),
-    *(f"{split}/{labels}/{metric}" for split in SPLITS for labels in LABELS for metric in METRICS),
+    *(
+        f"{split}/{group}/{metric}"
+        for split in SPLITS
+        for group, metrics in _GROUPS.items()
+        for metric in metrics
+    ),
 )
 
 SELECTION_RULE = (
@@ -45,8 +60,8 @@ def summarize(history: Sequence[Row]) -> dict[str, Any]:
     """What a run reports: test numbers at the step that validation selects, and two comparisons.
 
     Returns:
-        `class`, `subclass` and what else the method evaluates on the test split (metrics by name
-        at the selected step), `selected_step`,
+        `class`, `subclass`, `collapse` and what else the method evaluates on the test split
+        (metrics by name at the selected step), `selected_step`,
         `selection` (the rule, as a sentence), and `best_test` and `last`, each with
         the same and `step`: the step that is best on the test split, and the
         last one evaluated. A number that is not finite becomes None, which JSON can hold.
@@ -69,7 +84,7 @@ def long_form(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
     Yields:
         Rows of `chosen` ("selected", "best_test" or "last"), `step`, `labels` ("class",
-        "subclass" or a group of the method's), `metric` and `value`.
+        "subclass", "collapse" or a group of the method's), `metric` and `value`.
     """
     groups = {
         "selected": {**summary, "step": summary["selected_step"]},
@@ -89,7 +104,7 @@ def long_form(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def groups_of(summary: Mapping[str, Any]) -> tuple[str, ...]:
-    """The groups of metrics in what `summarize` returns: "class", "subclass", the method's own."""
+    """The groups of metrics in what `summarize` returns: those of every run, then the method's."""
     return tuple(name for name in summary["last"] if name != "step")
 
 

@@ -96,6 +96,10 @@ class Method(nn.Module, ABC):
     warmup_steps: int = 0
     # Every gradient's numbers are cut to at most this much either way; None leaves them.
     gradient_clip: float | None = None
+    # That of the triplets which the collapse metrics count, of unit vectors.
+    margin: float = 0.2
+    # Whether the active share is of triplets, or of the anchors that have one.
+    active_share_is_of_triplets: bool = False
     # What `evaluate` returns, as "<split>/<group>/<metric>"; a group of the test split is a part
     # of the metrics that a run reports.
     evaluated: tuple[str, ...] = ()

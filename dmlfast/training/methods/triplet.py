@@ -52,9 +52,12 @@ class TripletSettings(MethodSettings):
 class Triplet(Method):
     """The triplet loss of a batch; the active share is that of the anchors with a loss."""
 
+    active_share_is_of_triplets = True
+
     def __init__(self, settings: TripletSettings, task: Task) -> None:
         super().__init__()
         del task
+        self.margin = settings.margin
         self.loss = TripletMarginLoss(
             settings.margin,
             positives=settings.positives,
