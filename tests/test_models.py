@@ -250,10 +250,29 @@ def test_both_embeddings_have_one_dtype_under_autocast() -> None:
     assert sample.dtype == structure.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("shape", [(7,), (2, 6), (2, 7, 1)])
-def test_features_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"features must be \(N, 7\), got"):
-        head()(torch.rand(shape))
+@pytest.mark.parametrize(
+    ("features", "error", "message"),
+    [
+        ([[0.0] * 7], TypeError, "expected a torch.Tensor, got list"),
+        (torch.zeros(2, 7).long(), TypeError, "expected float16, .* got .*int64"),
+        (torch.zeros(2, 7).double(), TypeError, "expected torch.float32 as the weights"),
+        (torch.zeros(7), ValueError, r"expected a 2-D tensor .* got \(7,\)"),
+        (torch.zeros(2, 6), ValueError, r"expected 7 dimensions, got \(2, 6\)"),
+        (torch.zeros(2, 7, 1), ValueError, r"expected a 2-D tensor .* got \(2, 7, 1\)"),
+        (torch.zeros(2, 7, device="meta"), ValueError, "expected the device of the weights, cpu"),
+    ],
+)
+def test_features_that_are_none_are_refused(
+    features: object, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=f"features: {message}"):
+        head()(features)
+
+
+def test_under_autocast_features_may_have_another_dtype_than_the_weights() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        sample, _ = head()(torch.randn(9, FEATURES).bfloat16())
+    assert sample.isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["feature_size", "dimensions"])

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from dmlfast import functional
-from dmlfast.ops._arguments import check_count, check_positive
+from dmlfast.ops._arguments import (
+    check_count,
+    check_dimensions,
+    check_embeddings,
+    check_positive,
+    describe,
+)
 
 # Rows of a mean distance of no more roundings of their mean length are taken for the same row.
 _ROUNDINGS = 4
@@ -93,12 +99,11 @@ class SampleStructureHead(nn.Module):
         Memory: O(N (feature_size + dimensions)), also for the mean distance.
 
         Raises:
-            ValueError: if the features have another shape.
+            TypeError: if the features are no tensor of a floating dtype, or, without autocast, of
+                another than the weights.
+            ValueError: if they have another shape, or are on another device than the weights.
         """
-        if features.ndim != 2 or features.shape[1] != self.feature_size:
-            raise ValueError(
-                f"features must be (N, {self.feature_size}), got {tuple(features.shape)}"
-            )
+        self._check(features)
         sample = self.sample(features)
         if self.training:
             sample = _divided_by_mean_distance(sample)
@@ -108,6 +113,19 @@ class SampleStructureHead(nn.Module):
         """The structure embedding of (N, feature_size) features alone."""
         share: Tensor = self.structure(features).sigmoid()
         return self.least + 2 * (1 - self.least) * share
+
+    def _check(self, features: object) -> None:
+        given, weight = check_embeddings("features", features), self.sample.weight
+        check_dimensions("features", given, self.feature_size)
+        if given.device != weight.device:
+            raise ValueError(
+                f"features: expected the device of the weights, {weight.device}, "
+                f"got {describe(given)}"
+            )
+        if given.dtype != weight.dtype and not torch.is_autocast_enabled(given.device.type):
+            raise TypeError(
+                f"features: expected {weight.dtype} as the weights, got {describe(given)}"
+            )
 
 
 def _divided_by_mean_distance(x: Tensor) -> Tensor:
