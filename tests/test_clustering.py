@@ -127,10 +127,20 @@ def test_without_a_row_every_value_is_nan() -> None:
 @pytest.mark.parametrize(
     ("labels", "index", "error", "message"),
     [
-        (torch.zeros(3), torch.zeros(3).long(), TypeError, "labels.* integer dtype"),
-        (torch.zeros(3).long(), [0, 1, 2], TypeError, "index.* Tensor, got list"),
-        (torch.zeros(3).long(), torch.zeros(4).long(), ValueError, r"index.* \(3,\).*\(4,\)"),
-        (torch.zeros(3, 1).long(), torch.zeros(3).long(), ValueError, r"labels.* \(3, 1\)"),
+        (torch.zeros(3), torch.zeros(3).long(), TypeError, "labels: expected an integer dtype"),
+        (torch.zeros(3).long(), [0, 1, 2], TypeError, "index: expected a torch.Tensor, got list"),
+        (
+            torch.zeros(3).long(),
+            torch.zeros(4).long(),
+            ValueError,
+            r"index: expected shape \(3,\)",
+        ),
+        (
+            torch.zeros(3, 1).long(),
+            torch.zeros(3).long(),
+            ValueError,
+            r"labels: .* got \(3, 1\)",
+        ),
     ],
 )
 @pytest.mark.parametrize("measure", MEASURES)
@@ -208,9 +218,13 @@ def test_the_generator_decides_the_start() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"x": torch.zeros(6, 2).long()}, TypeError, "x.* float16, bfloat16"),
-        ({"x": torch.full((6, 2), math.nan)}, ValueError, "x.* finite"),
-        ({"labels": torch.zeros(5).long()}, ValueError, r"labels.* \(6,\).*\(5,\)"),
+        ({"x": torch.zeros(6, 2).long()}, TypeError, "x: expected float16, bfloat16"),
+        ({"x": torch.full((6, 2), math.nan)}, ValueError, "x: expected rows that are finite"),
+        (
+            {"labels": torch.zeros(5).long()},
+            ValueError,
+            r"labels: expected shape \(6,\)",
+        ),
         ({"clusters": 0}, ValueError, "clusters: expected at least 1, got 0"),
         ({"iterations": -1}, ValueError, "iterations: expected at least 0, got -1"),
         ({"restarts": 1.5}, TypeError, "restarts: expected an integer, got 1.5"),

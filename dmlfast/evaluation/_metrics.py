@@ -11,9 +11,15 @@ import torch
 from torch import Tensor
 
 from dmlfast.evaluation._rows import parts
-from dmlfast.ops._arguments import check_count
-
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from dmlfast.ops._arguments import (
+    check_count,
+    check_dimensions,
+    check_embeddings,
+    check_integer_dtype,
+    check_integers,
+    check_tensor,
+    describe,
+)
 
 
 @dataclass(frozen=True)
@@ -77,22 +83,19 @@ def check_sets(
 ) -> Labels:
     """The labels of checked arguments."""
     query_labels = check_labelled("queries", queries, "query_labels", query_labels)
-    if references is None or reference_labels is None:
-        if references is not None or reference_labels is not None:
-            missing = "reference_labels" if reference_labels is None else "references"
+    if references is None:
+        if reference_labels is not None:
             raise ValueError(
-                "references and reference_labels must be given together or not at all, "
-                f"got no {missing}"
+                f"reference_labels: expected None without references, "
+                f"got {describe(reference_labels)}"
             )
-    else:
-        reference_labels = check_labelled(
-            "references", references, "reference_labels", reference_labels
-        )
-        if references.shape[1] != queries.shape[1]:
-            raise ValueError(
-                f"references must have the {queries.shape[1]} columns of queries, "
-                f"got {references.shape[1]}"
-            )
+        return Labels.of(query_labels, None)
+    if reference_labels is None:
+        raise ValueError("reference_labels: expected labels of references, got None")
+    reference_labels = check_labelled(
+        "references", references, "reference_labels", reference_labels
+    )
+    check_dimensions("references", references, queries.shape[1])
     return Labels.of(query_labels, reference_labels)
 
 
@@ -123,7 +126,7 @@ def mean_metrics(
 def check_labelled(x_name: str, x: Tensor, labels_name: str, labels: Tensor) -> Tensor:
     """Check embeddings and their labels; return the labels as int64 on the CPU."""
     _check_matrix(x_name, x)
-    checked = check_labels(labels_name, labels, x_name, x)
+    checked = check_labels(labels_name, labels, len(x))
     _check_finite(x_name, x)
     return checked
 
@@ -135,14 +138,8 @@ def check_rows(name: str, x: Tensor) -> None:
 
 
 def _check_matrix(name: str, x: Tensor) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a Tensor, got {type(x).__name__}")
-    if x.dtype not in _FLOATS:
-        raise TypeError(
-            f"{name} must be float16, bfloat16, float32 or float64, got {_dtype_name(x)}"
-        )
-    if x.dim() != 2 or x.shape[1] == 0:
-        raise ValueError(f"{name} must have shape (N, d) with d >= 1, got {tuple(x.shape)}")
+    if check_embeddings(name, x).shape[1] == 0:
+        raise ValueError(f"{name}: expected at least 1 dimension, got {describe(x)}")
 
 
 def _check_finite(name: str, x: Tensor) -> None:
@@ -150,43 +147,30 @@ def _check_finite(name: str, x: Tensor) -> None:
     bad = sum(int((~part.float().isfinite().all(dim=1)).sum()) for part in parts(x.detach()))
     if bad:
         raise ValueError(
-            f"{name} must be finite in float32, got {bad} of {x.shape[0]} rows that are not"
+            f"{name}: expected rows that are finite in float32, got {bad} of {x.shape[0]} that "
+            "are not"
         )
 
 
-def check_labels(name: str, labels: Tensor, x_name: str = "", x: Tensor | None = None) -> Tensor:
-    """Labels, of the rows of `x` if there is one, as int64 on the CPU."""
-    check_integers(name, labels)
-    if x is not None and labels.shape != x.shape[:1]:
-        raise ValueError(
-            f"{name} must have shape ({x.shape[0]},) to match {x_name}, got {tuple(labels.shape)}"
-        )
-    if labels.dim() != 1:
-        raise ValueError(f"{name} must have shape (M,), got {tuple(labels.shape)}")
-    return labels.to(device="cpu", dtype=torch.int64)
-
-
-def check_integers(name: str, value: Tensor) -> None:
-    """Raises TypeError unless it is a tensor of an integer dtype."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
-    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-        raise TypeError(f"{name} must have an integer dtype, got {_dtype_name(value)}")
+def check_labels(name: str, labels: object, rows: int | None = None) -> Tensor:
+    """Labels, of so many rows if that is known, as int64 on the CPU, from any device."""
+    given = check_tensor(name, labels)
+    if rows is None:
+        if check_integer_dtype(name, given).dim() != 1:
+            raise ValueError(f"{name}: expected shape (N,), got {describe(given)}")
+        rows = len(given)
+    return check_integers(name, given, rows, given.device).cpu()
 
 
 def check_recall_at(recall_at: Sequence[int]) -> tuple[int, ...]:
     """`recall_at` without repetitions, checked to be positive integers."""
     if not isinstance(recall_at, Sequence) or isinstance(recall_at, str):
         raise TypeError(
-            f"recall_at must be a sequence of positive ints, got {type(recall_at).__name__}"
+            f"recall_at: expected a sequence of positive integers, got {type(recall_at).__name__}"
         )
     for place, k in enumerate(recall_at):
         check_count(f"recall_at[{place}]", k)
     return tuple(dict.fromkeys(recall_at))
-
-
-def _dtype_name(x: Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")
 
 
 def _count_relevant(query_labels: Tensor, reference_labels: Tensor) -> Tensor:

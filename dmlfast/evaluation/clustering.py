@@ -207,4 +207,4 @@ def _mutual_information(score: str, labels: Tensor, index: Tensor) -> float:
 
 def _checked(labels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     classes = check_labels("labels", labels)
-    return classes, check_labels("index", index, "labels", classes)
+    return classes, check_labels("index", index, len(classes))

@@ -89,7 +89,7 @@ def evaluate_collapse(
     margin = check_not_negative("margin", margin)
     finer = None
     if subclasses is not None:
-        finer = check_labels("subclasses", subclasses, "x", x)
+        finer = check_labels("subclasses", subclasses, len(x))
     rows = x.detach().to("cpu")
     class_ratio, subclass_ratio = _distance_ratios(rows, classes, finer)
     return CollapseMetrics(

@@ -22,7 +22,6 @@ from dmlfast._optional import require
 from dmlfast.evaluation._metrics import (
     Labels,
     RetrievalMetrics,
-    check_integers,
     check_labels,
     check_recall_at,
     check_sets,
@@ -30,11 +29,16 @@ from dmlfast.evaluation._metrics import (
     without_queries,
 )
 from dmlfast.evaluation._rows import chunk_rows, drop_self, parts
-from dmlfast.ops._arguments import check_count
+from dmlfast.ops._arguments import (
+    METRICS,
+    check_count,
+    check_integer_dtype,
+    check_option,
+    check_tensor,
+    describe,
+)
 
 __all__ = ["RetrievalMetrics", "embed", "evaluate_neighbors", "evaluate_retrieval"]
-
-_METRICS = ("euclidean", "sqeuclidean", "cosine", "dot")
 
 
 def evaluate_retrieval(
@@ -82,8 +86,7 @@ def evaluate_retrieval(
         ImportError: faiss is not installed.
     """
     ranks = check_recall_at(recall_at)
-    if metric not in _METRICS:
-        raise ValueError(f"metric must be one of {', '.join(_METRICS)}, got {metric!r}")
+    check_option("metric", metric, METRICS)
     labels = check_sets(queries, query_labels, references, reference_labels)
     if not len(labels.counted):
         return without_queries(ranks)
@@ -127,12 +130,10 @@ def evaluate_neighbors(
         ValueError: a wrong shape, a K below 1, or a neighbour that is no reference.
     """
     ranks = check_recall_at(recall_at)
-    check_integers("neighbors", neighbors)
+    check_integer_dtype("neighbors", neighbors)
     if neighbors.dim() != 2 or neighbors.shape[1] == 0:
-        raise ValueError(
-            f"neighbors must have shape (N, k) with k >= 1, got {tuple(neighbors.shape)}"
-        )
-    own = check_labels("query_labels", query_labels, "neighbors", neighbors)
+        raise ValueError(f"neighbors: expected shape (N, k) with k >= 1, got {describe(neighbors)}")
+    own = check_labels("query_labels", query_labels, len(neighbors))
     if reference_labels is not None:
         reference_labels = check_labels("reference_labels", reference_labels)
     labels = Labels.of(own, reference_labels)
@@ -140,7 +141,7 @@ def evaluate_neighbors(
     last = labels.references.shape[0] - 1
     if found.numel() and not -1 <= int(found.min()) <= int(found.max()) <= last:
         raise ValueError(
-            f"neighbors must be rows from 0 to {last}, or -1 for none, got some from "
+            f"neighbors: expected rows from 0 to {last}, or -1 for none, got some from "
             f"{int(found.min())} to {int(found.max())}"
         )
     if not len(labels.counted):
@@ -171,10 +172,8 @@ def embed(model: torch.nn.Module, images: Tensor, *, batch_size: int = 1024) -> 
         ValueError: `batch_size` below 1, `images` without a dimension, or a model whose result is
             not (n, d).
     """
-    if not isinstance(images, Tensor):
-        raise TypeError(f"images must be a Tensor, got {type(images).__name__}")
-    if images.dim() == 0:
-        raise ValueError("images must have shape (N, ...), got a scalar")
+    if check_tensor("images", images).dim() == 0:
+        raise ValueError(f"images: expected shape (N, ...), got {describe(images)}")
     check_count("batch_size", batch_size)
     parameter = next(model.parameters(), None)
     device = images.device if parameter is None else parameter.device
@@ -199,11 +198,11 @@ def embed(model: torch.nn.Module, images: Tensor, *, batch_size: int = 1024) -> 
 
 def _check_output(output: object, rows: int) -> Tensor:
     if not isinstance(output, Tensor) or not output.is_floating_point():
-        got = output.dtype if isinstance(output, Tensor) else type(output).__name__
-        raise TypeError(f"model must return a floating-point Tensor, got {got}")
+        raise TypeError(f"model: expected it to return a floating dtype, got {describe(output)}")
     if output.dim() != 2 or output.shape[0] != rows:
         raise ValueError(
-            f"model must return shape ({rows}, d) for {rows} images, got {tuple(output.shape)}"
+            f"model: expected it to return shape ({rows}, d) for {rows} images, "
+            f"got {describe(output)}"
         )
     return output
 

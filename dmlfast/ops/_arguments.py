@@ -102,11 +102,17 @@ def check_dimensions(name: str, x: Tensor, dimensions: int) -> None:
         raise ValueError(f"{name}: expected {dimensions} dimensions, got {describe(x)}")
 
 
-def check_integers(name: str, value: object, rows: int, device: torch.device) -> Tensor:
-    """Returns (rows,) integers as contiguous int64; raises if they are anything else."""
+def check_integer_dtype(name: str, value: object) -> Tensor:
+    """Raises TypeError unless `value` is a dense tensor of an integer dtype."""
     integers = check_tensor(name, value)
     if integers.dtype not in INTEGER_DTYPES:
         raise TypeError(f"{name}: expected an integer dtype, got {describe(integers)}")
+    return integers
+
+
+def check_integers(name: str, value: object, rows: int, device: torch.device) -> Tensor:
+    """Returns (rows,) integers as contiguous int64; raises if they are anything else."""
+    integers = check_integer_dtype(name, value)
     if integers.dim() != 1 or integers.shape[0] != rows:
         raise ValueError(f"{name}: expected shape ({rows},), got {describe(integers)}")
     if integers.device != device:
