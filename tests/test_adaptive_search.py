@@ -184,10 +184,35 @@ class Index:
 
 BAD = torch.ones(300, 8)
 BAD[2, 3] = math.nan
+LARGE = torch.full((300, 8), 1e200, dtype=torch.float64)
 MISTAKES = {
     "no tensor": ({"queries": [1.0]}, TypeError, "queries: expected"),
     "a structure of another shape": ({"structure": torch.ones(40, 7)}, ValueError, "structure: ex"),
     "a negative weight": ({"structure": -torch.ones(40, 8)}, ValueError, "weights of at least 0"),
+    "rows whose squares overflow": (
+        {"queries": LARGE[:40], "structure": torch.ones(40, 8).double(), "references": LARGE / 2},
+        ValueError,
+        "queries, structure: expected values whose weighted squares .* 1e.200 with weights up to 1",
+    ),
+    "references whose squares overflow": (
+        {
+            "queries": torch.ones(40, 8).double(),
+            "structure": torch.ones(40, 8).double(),
+            "references": LARGE,
+            "shortlist": None,
+        },
+        ValueError,
+        "references, structure: expected values",
+    ),
+    "weights that overflow": (
+        {
+            "queries": torch.ones(40, 8).double(),
+            "structure": torch.full((40, 8), 1e308, dtype=torch.float64),
+            "references": torch.ones(40, 8).double(),
+        },
+        ValueError,
+        "structure: expected values whose .* got up to 1 with weights up to 1e.308",
+    ),
     "NaN": ({"references": BAD}, ValueError, "references: expected finite values"),
     "NaN in a structure": ({"structure": BAD[:40]}, ValueError, "structure: expected finite"),
     "references of another length": ({"references": torch.ones(3, 7)}, ValueError, "references:"),
@@ -204,6 +229,18 @@ MISTAKES = {
         "index: expected None with shortlist=None",
     ),
 }
+
+
+@pytest.mark.parametrize("shortlist", [None, 32])
+@pytest.mark.parametrize("factor", [2.0**-400, 2.0**400])
+def test_large_and_small_rows_keep_their_ranking(factor, shortlist):
+    queries, structure, references = problem(dtype=torch.float64)
+    plain = adaptive_search(queries, structure, references, 10, shortlist=shortlist)
+    found = adaptive_search(
+        factor * queries, structure, factor * references, 10, shortlist=shortlist
+    )
+    assert torch.equal(found.index, plain.index)
+    assert torch.equal(found.distance, factor * plain.distance)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

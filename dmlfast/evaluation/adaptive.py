@@ -91,7 +91,8 @@ def adaptive_search(
     Raises:
         TypeError: something is not a tensor or a faiss index, or has a wrong dtype.
         ValueError: a wrong shape, device or number; a row that is not finite or a weight below 0;
-            an index of another number or length of rows, or without a shortlist.
+            float64 values so large, about 1e152, that their weighted squares overflow; an index of
+            another number or length of rows, or without a shortlist.
     """
     queries, structure = check_structure(queries, structure, ("queries", "structure"))
     queries, structure = queries.detach(), structure.detach()
@@ -101,6 +102,7 @@ def adaptive_search(
     k = check_count("k", k, greatest=GREATEST_K)
     _check_shortlist(shortlist, k)
     _check_values(queries, structure, others)
+    _check_range(queries, structure, others)
     rows = queries if others is None else others
     if index is not None:
         candidates = _of_index(index, queries, rows, shortlist, within=others is None)
@@ -148,7 +150,7 @@ def evaluate_adaptive_retrieval(
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, device or number, more than 1024 neighbours to look at, only one
             of `references` and `reference_labels`, a row that is not finite in float32, or a
-            weight below 0.
+            weight below 0; weights so large that what they are multiplied with overflows float64.
     """
     ranks = check_recall_at(recall_at)
     queries, structure = check_structure(queries, structure, ("queries", "structure"))
@@ -157,6 +159,7 @@ def evaluate_adaptive_retrieval(
     if references is not None:
         others = check_references("references", references, "queries", queries).detach()
     _check_values(queries, structure, None)
+    _check_range(queries, structure, others)
     if shortlist is not None:
         check_count("shortlist", shortlist, greatest=GREATEST_K)
     if not len(labels.counted):
@@ -239,6 +242,28 @@ def _check_values(queries: Tensor, structure: Tensor, references: Tensor | None)
             raise ValueError(f"{name}: expected finite values, got others in {describe(rows)}")
     if bool((structure < 0).any()):
         raise ValueError(f"structure: expected weights of at least 0, got {structure.min().item()}")
+
+
+def _check_range(queries: Tensor, structure: Tensor, references: Tensor | None) -> None:
+    """Raises ValueError where float64 could not hold what is summed."""
+    if queries.dtype != torch.float64:
+        return
+    rows = {"queries": _peak(queries)}
+    if references is not None:
+        rows["references"] = _peak(references)
+    name = max(rows, key=rows.__getitem__)
+    peak, weight = rows[name], max(1.0, _peak(structure))
+    # A product of the exact search has two terms of a dimension, of at most 8 and 4 weight peak^2.
+    if 16.0 * queries.shape[1] * weight * peak * peak > torch.finfo(torch.float64).max:
+        raise ValueError(
+            f"{name}, structure: expected values whose weighted squares float64 can sum, got up to "
+            f"{peak:.3g} with weights up to {_peak(structure):.3g}"
+        )
+
+
+def _peak(x: Tensor) -> float:
+    """The largest absolute value, 0 where there is none."""
+    return max(abs(float(end)) for end in x.aminmax()) if x.numel() else 0.0
 
 
 def _of_index(
