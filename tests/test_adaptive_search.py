@@ -68,6 +68,13 @@ def test_exact_mode_keeps_its_digits_far_from_the_origin():
     assert torch.equal(found.index, ranking(queries + 3e7, structure, references + 3e7)[1][:, :50])
 
 
+def test_exact_mode_keeps_its_digits_beside_a_long_row():
+    queries, structure, references = problem()
+    references[7] *= 1e12
+    found = adaptive_search(queries, structure, references, 50, shortlist=None)
+    assert torch.equal(found.index, ranking(queries, structure, references)[1][:, :50])
+
+
 @each_dtype
 @pytest.mark.parametrize("shortlist", [5, 32])
 def test_the_nearest_by_euclidean_distance_are_ranked_by_the_structure(dtype, shortlist):

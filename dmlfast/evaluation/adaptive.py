@@ -58,7 +58,7 @@ def adaptive_search(
         D_ij = sqrt(sum_k w_ik (q_ik - y_jk)^2)
 
     By default the `shortlist` nearest by Euclidean distance are ranked by D. With `shortlist=None`
-    all are: with y' = y - m and q' = q - m around the mean m of the references,
+    all are: with y' = y - m and q' = q - m around the median m of the references,
 
         D_ij^2 = sum_k w_ik q'_ik^2 - <[2 w_i q'_i, -w_i], [y'_j, y'_j^2]>
 
@@ -291,8 +291,9 @@ def _by_inner_product(
 ) -> Tensor:
     """(N, k) the nearest by adaptive distance, -1 for none."""
     rows = (queries if references is None else references).double()
-    mean = rows.sum(0) / max(1, len(rows))
-    x, y, w = queries.double() - mean, rows - mean, structure.double()
+    # Not the mean, which one long row moves: squares would take the digits of all differences.
+    centre = rows.median(0).values if len(rows) else rows.new_zeros(rows.shape[1])
+    x, y, w = queries.double() - centre, rows - centre, structure.double()
     own = torch.arange(len(x), device=x.device) if references is None else None
     return functional.nearest_neighbors(
         torch.cat([2 * w * x, -w], 1),
