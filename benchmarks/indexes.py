@@ -27,9 +27,11 @@ from dmlfast import data as data_sets
 from dmlfast.benchmarking.machine import describe_machine, peer_versions
 from dmlfast.evaluation import (
     adaptive_search,
+    build_index,
     evaluate_adaptive_retrieval,
     evaluate_neighbors,
     evaluate_retrieval,
+    search_index,
 )
 from dmlfast.training import RunFolder
 from dmlfast.training.methods.namr import Structure
@@ -40,9 +42,6 @@ SHORTLISTS = (2, 4, 8, 32)
 # Of a class that is drawn.
 MEMBERS = 12
 CELLS, PROBES = 64, 8
-LINKS, BREADTH = 32, 64
-# Dimensions of a part that PQ stores as a byte.
-PART = 4
 
 
 class Retrieval(NamedTuple):
@@ -127,7 +126,7 @@ def study(given: Retrieval) -> dict[str, Any]:
 
     indexes = []
     for name, build in BUILDERS.items():
-        index = filled(build(sample.shape[1], faiss.METRIC_L2), sample)
+        index = build(sample, "euclidean")
         listed = search(index, sample, width)
         entry: dict[str, Any] = {"index": name, "bytes": row_bytes(index)}
         entry["as found"] = shares(listed)
@@ -138,11 +137,11 @@ def study(given: Retrieval) -> dict[str, Any]:
     products = []
     queries, references = augmented(sample, structure)
     for name, build in BUILDERS.items():
-        index = filled(build(references.shape[1], faiss.METRIC_INNER_PRODUCT), references)
+        index = build(references, "dot")
         entry = {"index": name, "bytes": row_bytes(index)}
         products.append(entry | shares(search(index, queries, width)))
     even = evened(references)
-    index = filled(hnsw(even.shape[1], faiss.METRIC_L2), even)
+    index = build_index(even, "hnsw")
     flat = torch.nn.functional.pad(queries, (0, even.shape[1] - queries.shape[1]))
     entry = {"index": "HNSW, lengths evened out", "bytes": row_bytes(index)}
     products.append(entry | shares(search(index, flat, width)))
@@ -156,35 +155,27 @@ def study(given: Retrieval) -> dict[str, Any]:
     }
 
 
-def flat(dimensions: int, metric: int) -> Any:
-    return faiss.IndexFlat(dimensions, metric)
-
-
-def ivf(dimensions: int, metric: int) -> Any:
-    index = faiss.IndexIVFFlat(flat(dimensions, metric), dimensions, CELLS, metric)
+def ivf(rows: Tensor, metric: str) -> Any:
+    """Trained by faiss itself: under inner products `build_index` makes none."""
+    number = faiss.METRIC_L2 if metric == "euclidean" else faiss.METRIC_INNER_PRODUCT
+    quantizer = faiss.IndexFlat(rows.shape[1], number)
+    index = faiss.IndexIVFFlat(quantizer, rows.shape[1], CELLS, number)
     index.nprobe = PROBES
-    return index
-
-
-def hnsw(dimensions: int, metric: int) -> Any:
-    index = faiss.IndexHNSWFlat(dimensions, LINKS, metric)
-    index.hnsw.efSearch = BREADTH
-    return index
-
-
-def pq(dimensions: int, metric: int) -> Any:
-    index = faiss.IndexPQ(dimensions, max(1, dimensions // PART), 8, metric)
-    index.pq.cp.min_points_per_centroid = 1  # says nothing of a small set
-    return index
-
-
-BUILDERS: dict[str, Callable[[int, int], Any]] = {"flat": flat, "IVF": ivf, "HNSW": hnsw, "PQ": pq}
-
-
-def filled(index: Any, rows: Tensor) -> Any:
     index.train(rows.numpy())
     index.add(rows.numpy())
     return index
+
+
+def by_kind(kind: str) -> Callable[[Tensor, str], Any]:
+    return lambda rows, metric: build_index(rows, kind, metric=metric)
+
+
+BUILDERS: dict[str, Callable[[Tensor, str], Any]] = {
+    "flat": by_kind("flat"),
+    "IVF": ivf,
+    "HNSW": by_kind("hnsw"),
+    "PQ": by_kind("pq"),
+}
 
 
 def row_bytes(index: Any) -> int:
@@ -194,11 +185,7 @@ def row_bytes(index: Any) -> int:
 
 def search(index: Any, queries: Tensor, k: int) -> Tensor:
     """(N, k) what an index of the queries' own rows finds, each without itself; -1 for none."""
-    found = torch.from_numpy(index.search(queries.numpy(), k + 1)[1])
-    others = found != torch.arange(len(found))[:, None]
-    # Those that are kept come first, in their order.
-    place = (~others).long().argsort(dim=1, stable=True)
-    return found.gather(1, place)[:, :k]
+    return search_index(index, queries, k, self_index=torch.arange(len(queries))).index
 
 
 def augmented(sample: Tensor, structure: Tensor) -> tuple[Tensor, Tensor]:

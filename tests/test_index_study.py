@@ -83,7 +83,7 @@ def test_with_lengths_evened_out_the_largest_product_is_the_nearest(given):
 
 def test_each_row_is_left_out_of_its_own_list():
     rows = torch.tensor([[0.0], [1.0], [1.0], [3.0]])
-    index = indexes.filled(indexes.flat(1, faiss.METRIC_L2), rows)
+    index = indexes.BUILDERS["flat"](rows, "euclidean")
     found = indexes.search(index, rows, 3)
     assert found[0].tolist() == [1, 2, 3]
     assert found[1].tolist() == [2, 0, 3]

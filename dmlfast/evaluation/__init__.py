@@ -15,6 +15,7 @@ from dmlfast.evaluation.clustering import (
     purity,
 )
 from dmlfast.evaluation.collapse import CollapseMetrics, effective_rank, evaluate_collapse
+from dmlfast.evaluation.index import INDEX_SETTINGS, build_index, index_settings, search_index
 from dmlfast.evaluation.intensity import (
     IntensityRanking,
     evaluate_intensity_ranking,
@@ -28,12 +29,14 @@ from dmlfast.evaluation.retrieval import (
 )
 
 __all__ = [
+    "INDEX_SETTINGS",
     "ClusteringMetrics",
     "CollapseMetrics",
     "IntensityRanking",
     "RetrievalMetrics",
     "adaptive_search",
     "adjusted_mutual_information",
+    "build_index",
     "effective_rank",
     "embed",
     "evaluate_adaptive_retrieval",
@@ -42,8 +45,10 @@ __all__ = [
     "evaluate_intensity_ranking",
     "evaluate_neighbors",
     "evaluate_retrieval",
+    "index_settings",
     "normalized_mutual_information",
     "oracle_structure",
     "purity",
+    "search_index",
     "view_similarities",
 ]

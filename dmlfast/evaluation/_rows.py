@@ -27,6 +27,15 @@ def drop_self(neighbours: Tensor, rows: Tensor) -> Tensor:
 
     A row with many duplicates may not be among its own k + 1 nearest; then the last one goes.
     """
-    keep = neighbours != rows.unsqueeze(1)
+    kept = is_kept(neighbours, rows)
+    return neighbours[kept].view(neighbours.shape[0], neighbours.shape[1] - 1)
+
+
+def is_kept(neighbours: Tensor, rows: Tensor) -> Tensor:
+    """(n, k + 1) bool, False for the one neighbour of each row that `drop_self` leaves out.
+
+    `rows` may be -1 for none, which a neighbour of -1 is not.
+    """
+    keep = (neighbours != rows.unsqueeze(1)) | (neighbours < 0)
     keep[:, -1] &= ~keep.all(dim=1)
-    return neighbours[keep].view(neighbours.shape[0], neighbours.shape[1] - 1)
+    return keep

@@ -7,7 +7,6 @@ ranks the 32 nearest by Euclidean distance again. What is searched in needs no s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,9 +19,10 @@ from dmlfast.evaluation._metrics import (
     mean_metrics,
     without_queries,
 )
-from dmlfast.evaluation._rows import chunk_rows, drop_self, parts
+from dmlfast.evaluation._rows import chunk_rows, parts
+from dmlfast.evaluation.index import SearchIndex, check_index, found_by
 from dmlfast.functional import Selection
-from dmlfast.ops._arguments import check_count, check_references, describe
+from dmlfast.ops._arguments import check_count, check_integers, check_references, describe
 from dmlfast.ops.neighbors_top import GREATEST_K
 from dmlfast.ops.structure import check_structure
 from dmlfast.reference.distances import distance_dtype
@@ -33,17 +33,6 @@ __all__ = ["adaptive_search", "evaluate_adaptive_retrieval", "oracle_structure"]
 _LEAST_VARIANCE = 1e-6
 
 
-class SearchIndex(Protocol):
-    """What `adaptive_search` asks of a faiss index."""
-
-    d: int
-    ntotal: int
-
-    def search(self, x: Any, k: int, /) -> tuple[Any, Any]:
-        """Distances and rows, (N, k) each, of the nearest to (N, d) float32; -1 for no row."""
-        ...
-
-
 def adaptive_search(
     queries: Tensor,
     structure: Tensor,
@@ -52,6 +41,7 @@ def adaptive_search(
     *,
     shortlist: int | None = 32,
     index: SearchIndex | None = None,
+    self_index: Tensor | None = None,
 ) -> Selection:
     """The nearest references of each query by its own structure, the nearest first.
 
@@ -75,6 +65,8 @@ def adaptive_search(
         shortlist: how many are ranked, at most 1024; None for all.
         index: a faiss index of the references in their order, approximate ones included, that gives
             the shortlist; by default it is searched exactly, on the device of the queries.
+        self_index: (N,) of an integer dtype, the reference that is the query itself, and is left
+            out; -1 for none. By default no reference is left out; without `references` it is known.
 
     Returns:
         `dmlfast.functional.Selection` with (N, k) distance D, ascending, and (N, k) index, on the
@@ -96,20 +88,21 @@ def adaptive_search(
     """
     queries, structure = check_structure(queries, structure, ("queries", "structure"))
     queries, structure = queries.detach(), structure.detach()
-    others = None
+    rows = queries
     if references is not None:
-        others = check_references("references", references, "queries", queries).detach()
+        rows = check_references("references", references, "queries", queries).detach()
+    own = _self_index(self_index, queries, within=references is None)
     k = check_count("k", k, greatest=GREATEST_K)
     _check_shortlist(shortlist, k)
+    others = None if references is None else rows
     _check_values(queries, structure, others)
     _check_range(queries, structure, others)
-    rows = queries if others is None else others
     if index is not None:
-        candidates = _of_index(index, queries, rows, shortlist, within=others is None)
+        candidates = _of_index(index, queries, rows, shortlist, own)
     elif shortlist is not None:
-        candidates = functional.nearest_neighbors(queries, others, shortlist).index
+        candidates = functional.nearest_neighbors(queries, rows, shortlist, self_index=own).index
     else:
-        candidates = _by_inner_product(queries, structure, others, k)
+        candidates = _by_inner_product(queries, structure, rows, k, own)
     return _ranked(queries, structure, rows, candidates, k)
 
 
@@ -266,40 +259,49 @@ def _peak(x: Tensor) -> float:
     return max(abs(float(end)) for end in x.aminmax()) if x.numel() else 0.0
 
 
+def _self_index(given: Tensor | None, queries: Tensor, *, within: bool) -> Tensor | None:
+    """The reference that is each query itself, if there are such."""
+    if given is None:
+        return torch.arange(len(queries), device=queries.device) if within else None
+    if within:
+        raise ValueError(
+            f"self_index: expected None without references, got {describe(given)}: it is known"
+        )
+    return check_integers("self_index", given, len(queries), queries.device)
+
+
 def _of_index(
-    index: SearchIndex, queries: Tensor, references: Tensor, shortlist: int | None, *, within: bool
+    index: SearchIndex,
+    queries: Tensor,
+    references: Tensor,
+    shortlist: int | None,
+    self_index: Tensor | None,
 ) -> Tensor:
-    """(N, at most shortlist) rows that an index finds, -1 for none."""
+    """(N, shortlist) rows that an index finds, -1 for none."""
     if shortlist is None:
         raise ValueError("index: expected None with shortlist=None, which searches all references")
-    if not all(hasattr(index, name) for name in ("d", "ntotal", "search")):
-        raise TypeError(f"index: expected a faiss index, got {describe(index)}")
+    check_index(index)
     if (index.ntotal, index.d) != tuple(references.shape):
         raise ValueError(
             f"index: expected one of {references.shape[0]} rows of length {references.shape[1]}, "
             f"got {index.ntotal} of {index.d}"
         )
-    found = index.search(queries.float().cpu().contiguous().numpy(), shortlist + int(within))[1]
-    candidates = torch.from_numpy(found).to(queries.device)
-    if within:
-        return drop_self(candidates, torch.arange(len(queries), device=queries.device))
-    return candidates
+    return found_by(index, queries, shortlist, self_index)[1]
 
 
 def _by_inner_product(
-    queries: Tensor, structure: Tensor, references: Tensor | None, k: int
+    queries: Tensor, structure: Tensor, references: Tensor, k: int, self_index: Tensor | None
 ) -> Tensor:
     """(N, k) the nearest by adaptive distance, -1 for none."""
-    rows = (queries if references is None else references).double()
+    rows = references.double()
     # Not the mean, which one long row moves: squares would take the digits of all differences.
     centre = rows.median(0).values if len(rows) else rows.new_zeros(rows.shape[1])
     x, y, w = queries.double() - centre, rows - centre, structure.double()
-    own = torch.arange(len(x), device=x.device) if references is None else None
     return functional.nearest_neighbors(
         torch.cat([2 * w * x, -w], 1),
         torch.cat([y, y.square()], 1),
         k,
-        self_index=own,
+        self_index=self_index,
         metric="dot",
     ).index
 
