@@ -23,7 +23,6 @@ import faiss
 import torch
 from torch import Tensor
 
-from dmlfast import data as data_sets
 from dmlfast.benchmarking.machine import describe_machine, peer_versions
 from dmlfast.evaluation import (
     adaptive_search,
@@ -33,9 +32,7 @@ from dmlfast.evaluation import (
     evaluate_retrieval,
     search_index,
 )
-from dmlfast.training import RunFolder
-from dmlfast.training.methods.namr import Structure
-from dmlfast.training.state import TrainingState
+from dmlfast.training.trained import TrainedRun
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORTLISTS = (2, 4, 8, 32)
@@ -79,17 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def of_run(folder: Path) -> Retrieval:
     """The test split, as the weights that validation selected embed it."""
-    opened, config = RunFolder.open(folder)
-    data = data_sets.load(config.data)
-    channels, height, width = data.test.images.shape[1:]
-    classes = len(torch.unique(data.train.labels))
-    state = TrainingState(config, (channels, height, width), torch.device("cpu"), classes)
-    state.restore(opened.read_checkpoint(config))
-    if not isinstance(state.method, Structure):
-        raise SystemExit(f"{folder} holds a run of {config.method.name}, which has no structure.")
-    with state.selected():
-        sample, structure = state.method.embed_both(state.model, data.test.images)
-    return Retrieval(sample, structure, data.test.labels, {"config": config.as_dict()})
+    run = TrainedRun.open(folder)
+    sample, structure = run.embed(run.data.test.images)
+    if structure is None:
+        raise SystemExit(f"{folder} holds a run of {run.config.method.name} without a structure.")
+    return Retrieval(sample, structure, run.data.test.labels, {"config": run.config.as_dict()})
 
 
 def drawn(rows: int, dimensions: int, seed: int) -> Retrieval:

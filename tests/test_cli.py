@@ -379,7 +379,7 @@ def test_resume_refuses_a_folder_without_a_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = error_of(capsys, "train", "--resume", "--out", str(tmp_path))
-    assert "holds no run to resume" in error
+    assert "holds no run: there is no config" in error
 
 
 def test_resume_refuses_an_unreadable_checkpoint(

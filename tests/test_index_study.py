@@ -114,5 +114,5 @@ def test_the_program_writes_what_it_prints(tmp_path: Path, capsys, monkeypatch):
 def test_a_run_without_a_structure_is_refused(tmp_path: Path, monkeypatch):
     without_drawing(monkeypatch)
     train(small(), tmp_path)
-    with pytest.raises(SystemExit, match="holds a run of triplet, which has no structure"):
+    with pytest.raises(SystemExit, match="holds a run of triplet without a structure"):
         indexes.of_run(tmp_path)

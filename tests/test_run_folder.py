@@ -171,7 +171,7 @@ class TestRunFolder:
 
 class TestDamage:
     def test_a_folder_without_a_run_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(RunFolderError, match="holds no run to resume"):
+        with pytest.raises(RunFolderError, match="holds no run: there is no config"):
             train(small(), tmp_path / "nothing", resume=True)
 
     def test_another_configuration_is_refused(self, interrupted: Path) -> None:

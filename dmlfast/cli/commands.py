@@ -14,6 +14,7 @@ import click
 from dmlfast import data as data_sets
 from dmlfast._library import info_text, version
 from dmlfast.cli.bench import bench
+from dmlfast.cli.index import index
 from dmlfast.cli.options import GroupedCommand, GroupedOption
 from dmlfast.cli.report import TrainingReport
 from dmlfast.training import (
@@ -68,6 +69,7 @@ def info() -> None:
 
 
 commands.add_command(bench)
+commands.add_command(index)
 
 
 def option(title: str, name: str, text: str, **attributes: Any) -> Callable[[_Command], _Command]:

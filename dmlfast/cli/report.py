@@ -1,7 +1,8 @@
-"""What the commands `dmlfast train` and `dmlfast bench` show: their progress and a table."""
+"""What the commands show: their progress and a table."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -113,8 +114,25 @@ class TrainingReport(_Report):
                 console.print(f"{group}, selected: {', '.join(numbers)}", highlight=False)
 
 
+def print_recalls(recalls: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """Print Recall@K of searches by their names, each by class and by sub-class, to stdout.
+
+    Args:
+        recalls: by the name of the search, what `dmlfast.training.run_index.recalls` returns.
+    """
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("metric")
+    columns = [values for found in recalls.values() for values in found.values()]
+    for name in recalls:
+        for labels in ("class", "sub-class"):
+            table.add_column(f"{labels}\n{name}", justify="right")
+    for metric in columns[0]:
+        table.add_row(metric, *(_shown(values[metric]) for values in columns))
+    Console().print(table)
+
+
 def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    return "-" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
 class BenchmarkReport(_Report):

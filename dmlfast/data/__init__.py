@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from dmlfast.data import digits, glyphs
 from dmlfast.data.dataset import Augmentation, DataSet, Split
+from dmlfast.data.images import read_images
 from dmlfast.data.sampler import MPerClassSampler
 from dmlfast.data.transforms import RandomAffine, RandomView, rising_views
 
@@ -19,6 +20,7 @@ __all__ = [
     "Split",
     "load",
     "names",
+    "read_images",
     "rising_views",
 ]
 

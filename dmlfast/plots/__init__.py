@@ -1,4 +1,4 @@
-"""Pictures of an embedding, of a training run and of a benchmark, written as PNG."""
+"""Pictures of an embedding, a training run, a search and a benchmark, written as PNG."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dmlfast.plots.collapse import plot_collapse
 from dmlfast.plots.curves import plot_curves
 from dmlfast.plots.embedding import draw_embedding, plot_embedding, projection
 from dmlfast.plots.intensity import plot_intensity
+from dmlfast.plots.neighbors import plot_neighbors
 from dmlfast.plots.scaling import ScalingLine, plot_scaling
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "plot_curves",
     "plot_embedding",
     "plot_intensity",
+    "plot_neighbors",
     "plot_scaling",
     "projection",
 ]

@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 DPI = 150
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of `width` x `height` inches, laid out so that no label is cut off."""
+def new_figure(width: float, height: float, pad: float = 0.08) -> Figure:
+    """An empty figure of `width` x `height` inches, laid out so that no label is cut off.
+
+    Panels keep `pad` inches around them.
+    """
     engine = require("matplotlib.layout_engine", "train").ConstrainedLayoutEngine(
-        w_pad=0.08, h_pad=0.08
+        w_pad=pad, h_pad=pad
     )
     figure: Figure = require("matplotlib.figure", "train").Figure(
         figsize=(width, height), layout=engine, facecolor="white"

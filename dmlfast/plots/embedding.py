@@ -96,11 +96,11 @@ def draw_embedding(
         class_ids, class_of = [0], torch.zeros_like(subclass_of)
     names = [str(subclass) for subclass in subclass_ids]
     if subclass_names is not None:
-        names = _named("subclass_names", subclass_ids, subclass_names)
+        names = names_of("subclass_names", subclass_ids, subclass_names)
     # One class has no entry of its own, so it needs no name either.
     labelled = [f"class {label}" for label in class_ids]
     if class_names is not None and len(class_ids) > 1:
-        labelled = _named("class_names", class_ids, class_names)
+        labelled = names_of("class_names", class_ids, class_names)
     colours = _palette(len(subclass_ids))
 
     order = torch.randperm(points.shape[0], generator=torch.Generator().manual_seed(0))
@@ -202,8 +202,12 @@ def _check_ids(name: str, ids: Tensor, rows: int) -> tuple[list[int], Tensor]:
     return unique.tolist(), position
 
 
-def _named(argument: str, ids: Sequence[int], names: Names) -> list[str]:
-    """The name of each id; `argument` is what an error calls `names`."""
+def names_of(argument: str, ids: Sequence[int], names: Names) -> list[str]:
+    """The name of each id.
+
+    Raises:
+        ValueError: an id has none; `argument` is what the message calls `names`.
+    """
     for number in ids:
         known = number in names if isinstance(names, Mapping) else 0 <= number < len(names)
         if not known:

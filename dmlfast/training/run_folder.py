@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import io
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from dmlfast.training import methods
 from dmlfast.training.config import TrainConfig, completed
 from dmlfast.training.errors import RunFolderError
+from dmlfast.training.files import as_csv, reason, replacing, write_text
 from dmlfast.training.summary import Row, long_form, summarize
 
 
@@ -77,7 +77,7 @@ class RunFolder:
                 (folder.path / name).unlink()
         except OSError as error:
             raise RunFolderError(
-                f"The run folder {folder.path} cannot be used: {_reason(error)}."
+                f"The run folder {folder.path} cannot be used: {reason(error)}."
             ) from error
         folder._write_text(cls.CONFIG, config.to_json())
         return folder
@@ -98,10 +98,10 @@ class RunFolder:
             return folder, TrainConfig.from_json(file.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise RunFolderError(
-                f"{folder.path} holds no run to resume: there is no {cls.CONFIG}."
+                f"{folder.path} holds no run: there is no {cls.CONFIG}."
             ) from error
         except OSError as error:
-            raise RunFolderError(f"{file} cannot be read: {_reason(error)}.") from error
+            raise RunFolderError(f"{file} cannot be read: {reason(error)}.") from error
         except ValueError as error:
             raise RunFolderError(f"{file} is not a configuration: {error}.") from error
 
@@ -118,9 +118,9 @@ class RunFolder:
             RunFolderError: if a file cannot be written.
         """
         summary = summarize(history)
-        self._write_text(self.HISTORY, _csv(history))
+        self._write_text(self.HISTORY, as_csv(history))
         self._write_text(self.METRICS, json.dumps(summary, indent=2, allow_nan=False) + "\n")
-        self._write_text(self.METRICS_TABLE, _csv(long_form(summary)))
+        self._write_text(self.METRICS_TABLE, as_csv(long_form(summary)))
         return summary
 
     def write_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
@@ -154,7 +154,7 @@ class RunFolder:
                 "again, with --overwrite."
             ) from error
         except OSError as error:
-            raise RunFolderError(f"{file} cannot be read: {_reason(error)}.") from error
+            raise RunFolderError(f"{file} cannot be read: {reason(error)}.") from error
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about formats that are refused below
@@ -172,12 +172,8 @@ class RunFolder:
             )
         return checkpoint
 
-    @contextlib.contextmanager
-    def replacing(self, name: str) -> Iterator[Path]:
-        """A path to write to, in place of a file of the folder.
-
-        On leaving, what was written takes the place of the file; after an exception it is
-        removed and the file is as it was.
+    def replacing(self, name: str) -> AbstractContextManager[Path]:
+        """A path to write to, in place of a file of the folder: `dmlfast.training.files.replacing`.
 
         Args:
             name: the name of the file. The path that is given has the same ending.
@@ -185,29 +181,10 @@ class RunFolder:
         Raises:
             RunFolderError: if the file cannot be written.
         """
-        file = self.path / name
-        partial = file.with_name(f".partial-{name}")
-        try:
-            yield partial
-            partial.replace(file)
-        except OSError as error:
-            raise RunFolderError(f"{file} cannot be written: {_reason(error)}.") from error
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
+        return replacing(self.path / name)
 
     def _write_text(self, name: str, text: str) -> None:
-        with self.replacing(name) as partial:
-            partial.write_text(text, encoding="utf-8")
-
-
-def _csv(rows: Iterable[Mapping[str, Any]]) -> str:
-    rows = list(rows)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+        write_text(self.path / name, text)
 
 
 def _difference(other: object, config: TrainConfig) -> str:
@@ -217,7 +194,3 @@ def _difference(other: object, config: TrainConfig) -> str:
         if name not in other or other[name] != value:
             return f"its {name} is {other.get(name)!r}, not {value!r}"
     return "it has settings that are unknown here"
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)

@@ -102,6 +102,10 @@ class TrainingState:
             self.selected_model = _weights(self.model)
             self._selected_method = _weights(self.method)
 
+    def selected_step(self) -> int:
+        """The step of the weights that `selected` gives."""
+        return int(selected_row(self.history, "validation")["step"]) if self.history else self.step
+
     @contextlib.contextmanager
     def selected(self) -> Iterator[None]:
         """The weights at the step that validation selected, if there is one, for a while."""

@@ -103,6 +103,8 @@ class Method(nn.Module, ABC):
     # What `evaluate` returns, as "<split>/<group>/<metric>"; a group of the test split is a part
     # of the metrics that a run reports.
     evaluated: tuple[str, ...] = ()
+    # Whether `embed` gives rows of unit length.
+    normalized: bool = True
 
     @abstractmethod
     def loss_of(self, model: ConvolutionalEmbedding, batch: Batch) -> StepLoss:

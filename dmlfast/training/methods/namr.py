@@ -141,6 +141,7 @@ class Structure(Method):
         for group, metrics in _GROUPS.items()
         for metric in metrics
     )
+    normalized = False
 
     def __init__(self, settings: StructureSettings, task: Task) -> None:
         super().__init__()
