@@ -139,7 +139,7 @@ def test_commands_that_do_not_import_are_one_sentence(
 def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    for command in ("info", "train", "bench"):
+    for command in ("info", "train", "index", "bench"):
         assert command in out
 
 
