@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,7 +78,8 @@ def test_ivf_that_looks_into_every_cell_is_brute_force() -> None:
 def test_the_cells_of_ivf_are_those_of_our_kmeans() -> None:
     x = randn(ROWS, DIMENSIONS)
     index = build_index(x, "ivf", generator=seeded(3), lists=20, iterations=4)
-    clusters = F.kmeans(x, 20, iterations=4, generator=seeded(3))
+    first = torch.randperm(ROWS, generator=seeded(3))[:20]
+    clusters = F.kmeans(x, 20, iterations=4, initial=x[first])
     held = torch.from_numpy(faiss.downcast_index(index.quantizer).reconstruct_n(0, 20))
     assert torch.equal(held, clusters.centers)
     for cell in range(20):
@@ -270,6 +272,18 @@ def command(*arguments: object) -> None:
 def error_of(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 1) -> str:
     assert main(["index", *map(str, arguments)]) == code
     return capsys.readouterr().err
+
+
+def test_a_run_embeds_by_the_weights_that_validation_selected(runs, tmp_path):
+    shutil.copytree(runs["triplet"], tmp_path / "run")
+    file = tmp_path / "run" / "checkpoint.pt"
+    checkpoint = torch.load(file, weights_only=True)
+    for name in ("head.weight", "head.bias"):
+        checkpoint["selected_model"][name] = -checkpoint["selected_model"][name]
+    torch.save(checkpoint, file)
+    run, other = TrainedRun.open(runs["triplet"]), TrainedRun.open(tmp_path / "run")
+    images = run.data.test.images[:20]
+    torch.testing.assert_close(other.embed(images).sample, -run.embed(images).sample)
 
 
 @pytest.mark.parametrize("method", ["triplet", "nasa"])
@@ -522,6 +536,17 @@ def test_plot_neighbors_names_what_is_wrong_and_writes_nothing(tmp_path, argumen
     with pytest.raises(error, match=message):
         plot_neighbors(**given)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_commands_of_the_readme_run(runs, tmp_path, monkeypatch):
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^dmlfast (index .*)$", readme, re.MULTILINE)
+    assert [line.split()[1] for line in lines] == ["build", "search"]
+    shutil.copytree(runs["triplet"], tmp_path / "runs" / "digits-nearest-0")
+    monkeypatch.chdir(tmp_path)
+    for line in lines:
+        assert main(line.split()) == 0
+    assert (tmp_path / "neighbors.png").exists()
 
 
 # --- what a command refuses ---

@@ -107,8 +107,9 @@ def build_index(
     """An index of faiss that holds the rows of `x` in their order.
 
     * "flat" compares a query with all rows.
-    * "ivf" divides the rows into cells around the centres of `dmlfast.functional.kmeans`, with
-      k-means++ starts and over all rows, and compares a query with those of the nearest cells.
+    * "ivf" divides the rows into cells around the centres of `dmlfast.functional.kmeans` over all
+      rows, which starts from rows drawn at random: k-means++ leaves cells of less even size, of
+      which a search reads more. A query is compared with the rows of the nearest cells.
       Settings: `lists`, the cells, by default 4·sqrt(N), but with 39 rows on average at least;
       `probes`, the cells that a search looks into, a 16th of them by default, but at least 8;
       `iterations` of k-means, 10.
@@ -125,7 +126,8 @@ def build_index(
         kind: "flat", "ivf", "hnsw" or "pq".
         metric: "euclidean", or "dot" for the largest inner product first, which "ivf" does not
             serve. For the cosine, give rows and queries of unit length.
-        generator: of the starts of k-means, of any device; torch's own of the CPU by default.
+        generator: of the rows that k-means starts from, of any device; torch's own of the CPU by
+            default.
         settings: of the kind, integers.
 
     Returns:
@@ -222,6 +224,17 @@ def found_by(
     return values.to(queries.device), found.to(queries.device)
 
 
+def ivf_around(faiss: Any, rows: Tensor, centers: Tensor, probes: int) -> Any:
+    """An IVF index of (N, d) float32 rows whose cells are those of (K, d) float32 centres."""
+    quantizer = faiss.IndexFlatL2(rows.shape[1])
+    quantizer.add(centers.numpy())
+    index = faiss.IndexIVFFlat(quantizer, rows.shape[1], len(centers))
+    index.is_trained = True  # it has its cells, and stores rows as they are
+    index.nprobe = probes
+    index.add(rows.numpy())
+    return index
+
+
 def _ivf_settings(rows: int, **given: int) -> dict[str, int]:
     most = max(1, min(round(4 * math.sqrt(rows)), rows // _ROWS_A_LIST))
     lists = check_count("lists", given.get("lists", most), greatest=rows)
@@ -247,14 +260,10 @@ def _ivf(
     probes: int,
     iterations: int,
 ) -> Any:
-    centers = functional.kmeans(rows, lists, iterations=iterations, generator=generator).centers
-    quantizer = faiss.IndexFlatL2(rows.shape[1])
-    quantizer.add(centers.numpy())
-    index = faiss.IndexIVFFlat(quantizer, rows.shape[1], lists)
-    index.is_trained = True  # it has its cells, and stores rows as they are
-    index.nprobe = probes
-    index.add(rows.numpy())
-    return index
+    device = None if generator is None else generator.device
+    first = torch.randperm(len(rows), generator=generator, device=device)[:lists].cpu()
+    found = functional.kmeans(rows, lists, iterations=iterations, initial=rows[first])
+    return ivf_around(faiss, rows, found.centers, probes)
 
 
 def _flat(faiss: Any, rows: Tensor, metric: int) -> Any:
