@@ -54,6 +54,9 @@ enable_language(CUDA)
 # Kernels know no torch: its headers would be parsed again for every architecture. The .cpp files
 # check tensors and launch.
 set(cuda_sources
+  csrc/cuda/clusters_soft.cpp
+  csrc/cuda/clusters_soft.cu
+  csrc/cuda/clusters_soft_gradient.cu
   csrc/cuda/contrast_sums.cpp
   csrc/cuda/contrast_sums.cu
   csrc/cuda/contrast_sums_gradient.cu

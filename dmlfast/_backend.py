@@ -70,6 +70,7 @@ class use_backend(ContextDecorator):
 # for them on "meta".
 _KERNELS = {
     "clusters": ("cpu", "meta"),
+    "clusters_soft": ("cpu", "cuda", "meta"),
     "neighbors": ("cpu", "cuda", "meta"),
     "neighbors_sample": ("cpu", "cuda", "meta"),
     "neighbors_top": ("cpu", "cuda", "meta"),

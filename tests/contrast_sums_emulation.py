@@ -78,9 +78,13 @@ class Case:
         self.self_index = None
         if self.has_self:
             self.self_index = torch.arange(self.anchors) % (len(self.y) + 1) - 1
+        self.measure()
+        self.bounds = [self._bound(side) for side in (self.positive, self.negative)]
+
+    def measure(self) -> None:
+        """Compares all rows, as they are now."""
         self.value = distances.values(self.x.double()[:, None], self.y.double()[None], self.metric)
         self.distance = distances.distances(self.value, self.metric, torch.float64)
-        self.bounds = [self._bound(side) for side in (self.positive, self.negative)]
 
     def _bound(self, side: Side) -> Tensor | None:
         if side.bound is None:
@@ -342,7 +346,11 @@ def weights(case: Case) -> tuple[Tensor, Tensor]:
 
 def gradient_errors(case: Case) -> tuple[Tensor, Tensor]:
     """How far the gradients of the rows may be off in length, by anchor and by reference."""
-    weight, error = weights(case)
+    return row_errors(case, *weights(case))
+
+
+def row_errors(case: Case, weight: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for derivatives of the loss by the distances, and errors, of at most these."""
     x, y = case.centred()
     lengths = x.norm(dim=1)[:, None], y.norm(dim=1)[None]
     # Weights and rows are halves, or split in two of them; products and their sums are float32.

@@ -125,10 +125,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> contrast_sums(
   return {sum[0], sum[1], count[0], count[1]};
 }
 
-AnyResult any_result_of(Tensor& tensor) {
-  return {tensor.mutable_data_ptr(), element_type_of(tensor.scalar_type()), tensor.size(1)};
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> contrast_sums_backward(
     Tensor grad_positive, Tensor grad_negative, Tensor positive, Tensor negative, Tensor x,
     Tensor labels, Tensor order, std::optional<Tensor> references, Tensor reference_labels,

@@ -52,6 +52,10 @@ inline AnyRows any_rows_of(const torch::stable::Tensor& tensor) {
           tensor.stride(0),        tensor.stride(1)};
 }
 
+inline AnyResult any_result_of(torch::stable::Tensor& tensor) {
+  return {tensor.mutable_data_ptr(), element_type_of(tensor.scalar_type()), tensor.size(1)};
+}
+
 inline cudaStream_t current_stream(const torch::stable::Tensor& tensor) {
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device(), &stream));

@@ -133,7 +133,10 @@ __device__ inline void multiply_slabs_half(Fragment& tile, unsigned char* x, uns
 }
 
 // The same for split rows: what 16 columns add is summed from zero, so that its rounding errors
-// are relative to itself.
+// are relative to itself. Of the products of a high and a low part those with the low part of the
+// rows come first, or, where rows and columns are exchanged, of the columns: then they are the same
+// to the bit.
+template <bool kIsExchanged>
 __device__ inline void multiply_slabs_split(Fragment& tile, unsigned char* x, unsigned char* y) {
   const unsigned thread = thread_anew();
 #pragma unroll 1
@@ -142,6 +145,8 @@ __device__ inline void multiply_slabs_split(Fragment& tile, unsigned char* x, un
     uint32_t a_low[4];
     load_rows(a_high, x, 2 * k, thread);
     load_rows(a_low, x, 4 + 2 * k, thread);
+    const uint32_t (&a_first)[4] = kIsExchanged ? a_high : a_low;
+    const uint32_t (&a_second)[4] = kIsExchanged ? a_low : a_high;
     const unsigned char* const high_columns = columns_at(y, 2 * k, thread);
     const unsigned char* const low_columns = columns_at(y, 4 + 2 * k, thread);
 #pragma unroll
@@ -150,12 +155,14 @@ __device__ inline void multiply_slabs_split(Fragment& tile, unsigned char* x, un
       uint32_t b_low[4];
       load_matrices(b_high, high_columns + 16 * n * kSlabLine);
       load_matrices(b_low, low_columns + 16 * n * kSlabLine);
+      const uint32_t (&b_first)[4] = kIsExchanged ? b_low : b_high;
+      const uint32_t (&b_second)[4] = kIsExchanged ? b_high : b_low;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float d[4] = {0.0f, 0.0f, 0.0f, 0.0f};
         const int b = 2 * half;
-        multiply_matrices(d[0], d[1], d[2], d[3], a_low, b_high[b], b_high[b + 1]);
-        multiply_matrices(d[0], d[1], d[2], d[3], a_high, b_low[b], b_low[b + 1]);
+        multiply_matrices(d[0], d[1], d[2], d[3], a_first, b_first[b], b_first[b + 1]);
+        multiply_matrices(d[0], d[1], d[2], d[3], a_second, b_second[b], b_second[b + 1]);
         multiply_matrices(d[0], d[1], d[2], d[3], a_high, b_high[b], b_high[b + 1]);
         tile.value[0][4 * n + b] += d[0];
         tile.value[0][4 * n + b + 1] += d[1];
@@ -193,18 +200,23 @@ __device__ inline void multiply_groups_half(Fragment& tile, unsigned char* x, un
   hold_sums(tile.value);
 }
 
+template <bool kIsExchanged>
 __device__ inline void multiply_groups_split(Fragment& tile, unsigned char* x, unsigned char* y) {
   const uint64_t a_high = group_rows(x);
   const uint64_t b_high = slab_rows(y, 0);
   const uint64_t a_low = advance(a_high, kSlab);
   const uint64_t b_low = advance(b_high, kSlab);
+  const uint64_t a_first = kIsExchanged ? a_high : a_low;
+  const uint64_t a_second = kIsExchanged ? a_low : a_high;
+  const uint64_t b_first = kIsExchanged ? b_low : b_high;
+  const uint64_t b_second = kIsExchanged ? b_high : b_low;
 #pragma unroll 1
   for (int k = 0; k < kSlab / 2 / kStepColumns; ++k) {
     const int step = 2 * kStepColumns * k;
     float sums[Fragment::kRows][Fragment::kColumns];
     begin_products();
-    multiply_group<false>(sums, advance(a_low, step), advance(b_high, step));
-    multiply_group<true>(sums, advance(a_high, step), advance(b_low, step));
+    multiply_group<false>(sums, advance(a_first, step), advance(b_first, step));
+    multiply_group<true>(sums, advance(a_second, step), advance(b_second, step));
     multiply_group<true>(sums, advance(a_high, step), advance(b_high, step));
     end_products();
     hold_sums(sums);
@@ -218,16 +230,16 @@ __device__ inline void multiply_groups_split(Fragment& tile, unsigned char* x, u
   }
 }
 
-template <Precision kPrecision>
+template <Precision kPrecision, bool kIsExchanged = false>
 __device__ inline void multiply_slabs(Fragment& tile, unsigned char* x, unsigned char* y) {
   if constexpr (kPrecision == Precision::half && kHasGroupProducts) {
     multiply_groups_half(tile, x, y);
   } else if constexpr (kPrecision == Precision::half) {
     multiply_slabs_half(tile, x, y);
   } else if constexpr (kHasGroupProducts) {
-    multiply_groups_split(tile, x, y);
+    multiply_groups_split<kIsExchanged>(tile, x, y);
   } else {
-    multiply_slabs_split(tile, x, y);
+    multiply_slabs_split<kIsExchanged>(tile, x, y);
   }
 }
 

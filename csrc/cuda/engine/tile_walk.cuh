@@ -98,6 +98,11 @@ __device__ inline void wait_all_but(int groups) {
   }
 }
 
+// Whether a policy's rows and columns are another's exchanged, whose products it shall have to the
+// bit.
+template <class Policy>
+constexpr bool kIsExchanged = false;
+
 // The steps of one block's walk over its part of the columns: the slabs of each tile one after the
 // other, and after them further slabs of y, where the policy has use for these.
 template <class Policy, Precision kPrecision>
@@ -139,7 +144,8 @@ class SlabWalk {
     clear(fragment);
     for (int slab = 0; slab < slabs_; ++slab) {
       const int stage = arrive();
-      multiply_slabs<kPrecision>(fragment, stages_.x(stage, slab), stages_.y(stage));
+      multiply_slabs<kPrecision, kIsExchanged<Policy>>(fragment, stages_.x(stage, slab),
+                                                       stages_.y(stage));
     }
   }
 
