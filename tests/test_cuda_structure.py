@@ -7,19 +7,13 @@ from functools import partial
 
 import pytest
 import torch
+from cuda_cases import check_capture, cuda, needs_gpu, results
 from structure_cases import doubles, rows, weights
 from torch import Tensor
 
 import dmlfast.functional as F
-from dmlfast import _library
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(
-        not (torch.cuda.is_available() and _library.cuda_status.loaded),
-        reason="needs a CUDA device and the CUDA library",
-    ),
-]
+pytestmark = needs_gpu
 
 each_form = pytest.mark.parametrize("form", ["batch", "references"])
 each_squared = pytest.mark.parametrize("squared", [False, True])
@@ -37,20 +31,6 @@ def problem(form: str, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     if form == "references":
         tensors.append(torch.cat([rows(400, 41, dtype, seed=1).detach(), e[:5]]))
     return tensors
-
-
-def results(function: Callable[..., Tensor], *leaves: Tensor) -> list[Tensor]:
-    """What a function returns, and the gradients of its weighted sum, on the CPU."""
-    leaves = tuple(leaf.detach().requires_grad_() for leaf in leaves)
-    result = function(*leaves)
-    generator = torch.Generator().manual_seed(1)
-    weight = torch.randn(result.shape, generator=generator).to(result)
-    gradients = torch.autograd.grad((result * weight).sum(), leaves)
-    return [part.detach().cpu() for part in (result, *gradients)]
-
-
-def cuda(*tensors: Tensor) -> list[Tensor]:
-    return [tensor.cuda() for tensor in tensors]
 
 
 @each_form
@@ -97,21 +77,7 @@ def test_distances_and_gradients_have_the_same_bits_ten_times(form):
 
 
 def test_distances_and_gradients_are_captured_as_a_graph():
-    # Whatever waits for the host cannot be captured.
-    leaves = [tensor.clone().requires_grad_() for tensor in cuda(*problem("references"))]
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        torch.autograd.grad(F.adaptive_distance(*leaves).sum(), leaves)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = torch.autograd.grad(F.adaptive_distance(*leaves).sum(), leaves)
-    with torch.no_grad():
-        leaves[0].copy_(leaves[0].flip(1) * 0.5)
-    graph.replay()
-    expected = torch.autograd.grad(F.adaptive_distance(*leaves).sum(), leaves)
-    assert all(map(torch.equal, captured, expected))
+    check_capture(F.adaptive_distance, *cuda(*problem("references")))
 
 
 def test_float64_rows_are_served_by_plain_torch():
@@ -182,20 +148,7 @@ def test_cluster_losses_have_the_same_bits_ten_times(clusters):
 
 @each_clusters
 def test_cluster_losses_are_captured_as_a_graph(clusters):
-    leaves = [tensor.clone().requires_grad_() for tensor in cuda(*problem("batch"))]
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        torch.autograd.grad(loss_of(clusters)(*leaves).sum(), leaves)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = torch.autograd.grad(loss_of(clusters)(*leaves).sum(), leaves)
-    with torch.no_grad():
-        leaves[0].copy_(leaves[0].flip(1) * 0.5)
-    graph.replay()
-    expected = torch.autograd.grad(loss_of(clusters)(*leaves).sum(), leaves)
-    assert all(map(torch.equal, captured, expected))
+    check_capture(loss_of(clusters), *cuda(*problem("batch")))
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
