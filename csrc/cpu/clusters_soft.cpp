@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "clusters_soft_checks.h"
 #include "clusters_soft_isa.h"
 #include "engine/block_schedule.h"
 #include "engine/gradient_matrix.h"
@@ -17,7 +18,6 @@
 #include "engine/upstream.h"
 #include "engine/walk_pair.h"
 #include "metric_name.h"
-#include "operator_checks.h"
 
 namespace dmlfast::cpu {
 
@@ -150,19 +150,10 @@ class SoftAssignment {
   double sharpness_;
 };
 
-void check_arguments(const Tensor& x, const Tensor& labels, const Tensor& order,
-                     const Tensor& centers, const Tensor& center_labels, const Tensor& center_order,
-                     double temperature) {
-  check_labelled(x, labels, order, centers, center_labels, center_order, std::nullopt);
-  STD_TORCH_CHECK(x.scalar_type() != ScalarType::Double,
-                  "x: expected float16, bfloat16 or float32; the reference serves float64");
-  STD_TORCH_CHECK(temperature > 0.0, "temperature: expected a number greater than 0");
-}
-
 std::tuple<Tensor, Tensor> clusters_soft(Tensor x, Tensor labels, Tensor order, Tensor centers,
                                          Tensor center_labels, Tensor center_order,
                                          std::string metric, double temperature, bool) {
-  check_arguments(x, labels, order, centers, center_labels, center_order, temperature);
+  check_soft(x, labels, order, centers, center_labels, center_order, temperature);
   Tensor minimum = torch::stable::new_empty(x, {x.size(0)}, ScalarType::Double);
   Tensor mean = torch::stable::new_empty(x, {x.size(0)}, ScalarType::Double);
   SoftAssignment(labelled(x, labels, order), labelled(centers, center_labels, center_order), metric,
@@ -176,11 +167,8 @@ std::tuple<Tensor, Tensor> clusters_soft_backward(Tensor grad_minimum, Tensor gr
                                                   Tensor labels, Tensor order, Tensor centers,
                                                   Tensor center_labels, Tensor center_order,
                                                   std::string metric, double temperature, bool) {
-  check_arguments(x, labels, order, centers, center_labels, center_order, temperature);
-  for (const Tensor* values : {&grad_minimum, &grad_mean, &minimum, &mean}) {
-    STD_TORCH_CHECK(values->dim() == 1 && values->size(0) == x.size(0),
-                    "grad: expected a value per row");
-  }
+  check_soft(x, labels, order, centers, center_labels, center_order, temperature);
+  check_soft_gradient(grad_minimum, grad_mean, minimum, mean, x);
   Tensor grad_x = torch::stable::new_empty(x, {x.size(0), x.size(1)});
   Tensor grad_centers = torch::stable::new_empty(centers, {centers.size(0), x.size(1)});
   const SoftAssignment soft(labelled(x, labels, order),

@@ -2,12 +2,11 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <optional>
 #include <string>
 #include <tuple>
 
+#include "clusters_soft_checks.h"
 #include "metric_name.h"
-#include "operator_checks.h"
 #include "tensor_arguments.h"
 
 namespace dmlfast::cuda {
@@ -30,10 +29,7 @@ struct SoftTensors {
   bool fast;
 
   void check() const {
-    check_labelled(x, labels, order, centers, center_labels, center_order, std::nullopt);
-    STD_TORCH_CHECK(x.scalar_type() != ScalarType::Double,
-                    "x: expected float16, bfloat16 or float32; the reference serves float64");
-    STD_TORCH_CHECK(temperature > 0.0, "temperature: expected a number greater than 0");
+    check_soft(x, labels, order, centers, center_labels, center_order, temperature);
     check_count("x: rows", x.size(0));
     check_count("centers: rows", centers.size(0));
   }
@@ -75,11 +71,7 @@ std::tuple<Tensor, Tensor> clusters_soft(Tensor x, Tensor labels, Tensor order, 
   return {minimum, mean};
 }
 
-SoftUpstream upstream_of(const Tensor& grad, const Tensor& x) {
-  STD_TORCH_CHECK(grad.dim() == 1 && grad.size(0) == x.size(0) &&
-                      grad.scalar_type() == ScalarType::Double &&
-                      grad.get_device() == x.get_device(),
-                  "grad: expected a float64 value per row on the device of x");
+SoftUpstream upstream_of(const Tensor& grad) {
   return {grad.const_data_ptr<double>(), grad.stride(0)};
 }
 
@@ -92,14 +84,13 @@ std::tuple<Tensor, Tensor> clusters_soft_backward(Tensor grad_minimum, Tensor gr
   const SoftTensors tensors{x,      labels,      order, centers, center_labels, center_order,
                             metric, temperature, fast};
   tensors.check();
-  check_array("minimum", minimum, x.size(0), ScalarType::Double, x);
-  check_array("mean", mean, x.size(0), ScalarType::Double, x);
+  check_soft_gradient(grad_minimum, grad_mean, minimum, mean, x);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device());
   Tensor grad_x = torch::stable::new_empty(x, {x.size(0), x.size(1)});
   Tensor grad_centers = torch::stable::new_empty(centers, {centers.size(0), x.size(1)});
   const SoftGradientArguments arguments{
-      tensors.arguments(),           upstream_of(grad_minimum, x),
-      upstream_of(grad_mean, x),     minimum.const_data_ptr<double>(),
+      tensors.arguments(),           upstream_of(grad_minimum),
+      upstream_of(grad_mean),        minimum.const_data_ptr<double>(),
       mean.const_data_ptr<double>(), any_result_of(grad_x),
       any_result_of(grad_centers)};
   if (x.size(0) > 0 || centers.size(0) > 0) {
