@@ -74,6 +74,17 @@ def test_a_row_has_the_gradient_of_its_mean_over_the_count(backend, dtype):
     assert not count.requires_grad
 
 
+@each_backend
+def test_a_second_backward_raises(backend):
+    x, index = problem(12, 3, 4)
+    x.requires_grad_()
+    with use_backend(backend):
+        mean = F.cluster_means(x, index, 4).mean
+        (gradient,) = torch.autograd.grad(mean.square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match=r"clusters_means: .*can be differentiated once"):
+            gradient.sum().backward()
+
+
 def test_gradcheck():
     x, index = problem(12, 3, 4, torch.float64)
     x.requires_grad_()
@@ -131,6 +142,13 @@ def test_opcheck(name):
     x, index = problem(20, 4, 5)
     operator = getattr(torch.ops, name).clusters_means.default
     torch.library.opcheck(operator, (x.requires_grad_(), index, 5))
+
+
+def test_opcheck_of_the_gradient():
+    _, index = problem(20, 4, 5)
+    count = torch.bincount(index[index >= 0], minlength=5)
+    operator = torch.ops.dmlfast_reference.clusters_means_backward.default
+    torch.library.opcheck(operator, (torch.randn(5, 4), index, count, torch.float16))
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ def register(
     backward: Callable[..., tuple[Tensor | None, ...]],
     reference_backward: Callable[..., Tensor | tuple[Tensor, ...]] | None = None,
     fake_backward: Callable[..., Tensor | tuple[Tensor, ...]] | None = None,
+    has_backward_kernel: bool = True,
 ) -> None:
     """Registers an operator and its backward operator, `<name>_backward`, where it has its own.
 
@@ -59,6 +60,8 @@ def register(
         reference_backward: the gradient in plain torch, annotated; None where `backward` uses the
             backward operator of another.
         fake_backward: shapes and dtypes of the gradient, where `reference_backward` is given.
+        has_backward_kernel: False where the backward operator is plain torch alone, and `backward`
+            uses it by `reference_operators`.
 
     Raises:
         ImportError: the compiled library lacks the operator.
@@ -74,7 +77,7 @@ def register(
         )
     for namespace in [_REFERENCE] + [_KERNELS] * _library.cpu_status.loaded:
         _register_in(namespace, name, fake, save_for_backward, backward)
-        if fake_backward is not None:
+        if fake_backward is not None and (has_backward_kernel or namespace == _REFERENCE):
             _register_backward_in(namespace, name, fake_backward)
 
 

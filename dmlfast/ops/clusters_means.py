@@ -13,7 +13,7 @@ from dmlfast.ops._arguments import (
     check_embeddings,
     check_integers,
 )
-from dmlfast.ops._operators import operators, register
+from dmlfast.ops._operators import operators, reference_operators, register
 from dmlfast.reference import clusters as reference
 from dmlfast.reference.distances import distance_dtype
 
@@ -82,10 +82,17 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _backward(operators: Any, ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    index, count = ctx.saved_tensors
-    # A row of zeros for the rows in no cluster; a negative index counts from the end.
-    share = torch.nn.functional.pad(grad / count.clamp(min=1)[:, None], (0, 0, 0, 1))
-    return share[index].to(ctx.dtype), None, None
+    # A gather, which torch serves as well as a kernel would.
+    gradient = reference_operators().clusters_means_backward(grad, *ctx.saved_tensors, ctx.dtype)
+    return gradient, None, None
+
+
+def _reference_backward(grad: Tensor, index: Tensor, count: Tensor, dtype: torch.dtype) -> Tensor:
+    return reference.means_backward(grad, index, count).to(dtype)
+
+
+def _fake_backward(grad: Tensor, index: Tensor, count: Tensor, dtype: torch.dtype) -> Tensor:
+    return grad.new_empty((index.shape[0], grad.shape[1]), dtype=dtype)
 
 
 register(
@@ -94,4 +101,7 @@ register(
     fake=_fake,
     save_for_backward=_save,
     backward=_backward,
+    reference_backward=_reference_backward,
+    fake_backward=_fake_backward,
+    has_backward_kernel=False,
 )

@@ -33,6 +33,20 @@ def means(x: Tensor, index: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
     return mean.to(distances.distance_dtype(x)), count
 
 
+def means_backward(grad: Tensor, index: Tensor, count: Tensor) -> Tensor:
+    """The gradient of the rows, (N, d): that of their cluster's mean over its number of rows.
+
+    Args:
+        grad: (K, d) upstream gradient.
+        index: (N,) int64 clusters; a row in none of them has gradient 0.
+        count: (K,) int64 numbers of rows.
+    """
+    clusters = count.shape[0]
+    # A row of zeros for those in no cluster.
+    share = torch.nn.functional.pad(grad / count.clamp(min=1)[:, None], (0, 0, 0, 1))
+    return share[torch.where((index < 0) | (index >= clusters), clusters, index)]
+
+
 def seeds(x: Tensor, uniform: Tensor) -> Tensor:
     """Rows drawn as k-means++ does, by inversion of (K,) float64 numbers from [0, 1).
 
