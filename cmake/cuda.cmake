@@ -57,6 +57,8 @@ set(cuda_sources
   csrc/cuda/clusters_soft.cpp
   csrc/cuda/clusters_soft.cu
   csrc/cuda/clusters_soft_gradient.cu
+  csrc/cuda/clusters_means.cpp
+  csrc/cuda/clusters_means.cu
   csrc/cuda/contrast_sums.cpp
   csrc/cuda/contrast_sums.cu
   csrc/cuda/contrast_sums_gradient.cu
@@ -67,6 +69,7 @@ set(cuda_sources
   csrc/cuda/engine/class_ranges.cu
   csrc/cuda/engine/collect.cu
   csrc/cuda/engine/gradient_rows.cu
+  csrc/cuda/engine/group_order.cu
   csrc/cuda/engine/pack.cu
   csrc/cuda/engine/window.cu
   csrc/cuda/neighbors.cpp

@@ -33,6 +33,8 @@ EXPECTATIONS = [
     ),
     # Selections compare float64 values.
     Expectation(r"(exact_walk|class_select|choose)_kernel<", requires=("DADD", "DMUL", "DSETP")),
+    # So are the means of clusters, but for the division.
+    Expectation(r"\bsection_sums_kernel\b", requires=("DADD",), forbids=("DFMA",)),
     # Ranking losses are float64 sums; synthesised rows are summed by fused float32 instructions.
     Expectation(r"\branking_(loss|gradient)_kernel\b", requires=("DADD", "DMUL")),
     Expectation(r"\bsynthesis_(measure|gradient)_kernel\b", requires=("FFMA",)),

@@ -34,13 +34,14 @@ class ClusterMeans(NamedTuple):
 def cluster_means(x: Tensor, assignment: Tensor, clusters: int) -> ClusterMeans:
     """The mean of the rows of each cluster.
 
-    It is their float64 sum in ascending order over their number, rounded once. Deterministic: the
-    same bits for every number of threads.
+    It is their float64 sum in ascending order over their number, rounded once; the kernels of a
+    GPU add up sections of 256 rows in that order, and then these. Deterministic: the same bits for
+    every number of threads.
 
     Args:
         x: (N, d) rows; float16, bfloat16, float32 or float64, any strides.
         assignment: (N,) the cluster of each row, 0 to `clusters` - 1, any integer dtype; -1 for a
-            row in none.
+            row in none. A GPU's kernels take any other number for that, too.
         clusters: their number K, at least 0.
 
     Returns:
@@ -63,7 +64,9 @@ def cluster_means(x: Tensor, assignment: Tensor, clusters: int) -> ClusterMeans:
         if least < -1 or greatest >= count:
             got = least if least < -1 else greatest
             raise ValueError(f"assignment: expected clusters in [-1, {count}), got {got}")
-    return ClusterMeans(*operators("clusters", rows.device).clusters_means(rows, index, count))
+    return ClusterMeans(
+        *operators("clusters_means", rows.device).clusters_means(rows, index, count)
+    )
 
 
 def _reference(x: Tensor, index: Tensor, clusters: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,33 @@
+"""Means of clusters and k-means by the CUDA kernels' own source on the CPU: cases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import emulation
+import numpy as np
+import torch
+from pairwise_emulation import decode
+from torch import Tensor
+
+OPERATORS = ("means", "seeds", "kmeans")
+
+
+def encode(operator: str, x: Tensor, clusters: int, *arrays: Tensor | int) -> bytes:
+    header = [OPERATORS.index(operator), x.dtype == torch.float64, len(x), clusters, x.shape[1]]
+    parts = [np.array(header, dtype=np.int64), x.T.contiguous().numpy()]
+    parts += [torch.as_tensor(array).contiguous().numpy() for array in arrays]
+    return b"".join(part.tobytes() for part in parts)
+
+
+def numpy_dtype(x: Tensor) -> type:
+    return np.float64 if x.dtype == torch.float64 else np.float32
+
+
+def means(
+    program: Path, folder: Path, x: Tensor, index: Tensor, clusters: int
+) -> tuple[Tensor, Tensor]:
+    content = emulation.run(program, folder, encode("means", x, clusters, index))
+    shapes = (numpy_dtype(x), (clusters, x.shape[1])), (np.int64, (clusters,))
+    mean, count = decode(content, *shapes)
+    return mean, count

@@ -1,0 +1,51 @@
+// Runs the CUDA kernels of the family `clusters` on the CPU. Reads a case from the file that the
+// first argument names and writes the results to the second; clusters_emulation.py has the format.
+#include <vector>
+
+#include "case.h"
+#include "clusters_means.cu"
+#include "engine/group_order.cu"
+
+namespace {
+
+using namespace dmlfast;
+using namespace dmlfast::cuda;
+
+struct Header {
+  int64_t which, is_double, rows, clusters, dimensions;
+};
+
+// Rows are handed over transposed, with the strides that make them whole.
+template <class T>
+AnyRows transposed(const std::vector<T>& data, int64_t rows, int64_t columns) {
+  return {data.data(), kElementType<T>, rows, columns, 1, rows};
+}
+
+template <class T>
+void run_means(const Header& h, std::ifstream& in, std::ofstream& out) {
+  const auto x = read<T>(in, h.rows * h.dimensions);
+  const auto index = read<int64_t>(in, h.rows);
+  std::vector<T> means(h.clusters * h.dimensions, kUntouched);
+  std::vector<int64_t> count(h.clusters, kUntouched);
+  ClusterMeans arguments{};
+  arguments.x = transposed(x, h.rows, h.dimensions);
+  arguments.index = index.data();
+  arguments.clusters = h.clusters;
+  arguments.means = any_result_of(means, h.dimensions);
+  arguments.count = count.data();
+  auto memory = memory_of(cluster_means_bytes(arguments));
+  launch_cluster_means(arguments, memory.data(), nullptr);
+  write(out, means);
+  write(out, count);
+}
+
+void run(const Header& h, std::ifstream& in, std::ofstream& out) {
+  run_with_type(h.is_double != 0, [&](auto type) {
+    using T = decltype(type);
+    run_means<T>(h, in, out);
+  });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) { return run_case<Header>(argc, argv, run); }
