@@ -57,6 +57,8 @@ set(cuda_sources
   csrc/cuda/clusters_soft.cpp
   csrc/cuda/clusters_soft.cu
   csrc/cuda/clusters_soft_gradient.cu
+  csrc/cuda/clusters_kmeans.cpp
+  csrc/cuda/clusters_kmeans.cu
   csrc/cuda/clusters_means.cpp
   csrc/cuda/clusters_means.cu
   csrc/cuda/contrast_sums.cpp

@@ -71,6 +71,7 @@ class use_backend(ContextDecorator):
 _KERNELS = {
     "clusters": ("cpu", "meta"),
     "clusters_soft": ("cpu", "cuda", "meta"),
+    "clusters_kmeans": ("cpu", "cuda", "meta"),
     "clusters_means": ("cpu", "cuda", "meta"),
     "neighbors": ("cpu", "cuda", "meta"),
     "neighbors_sample": ("cpu", "cuda", "meta"),

@@ -7,16 +7,17 @@ from pathlib import Path
 import emulation
 import numpy as np
 import torch
-from pairwise_emulation import decode
+from pairwise_emulation import SHARED_BYTES, decode
 from torch import Tensor
 
 OPERATORS = ("means", "seeds", "kmeans")
 
 
-def encode(operator: str, x: Tensor, clusters: int, *arrays: Tensor | int) -> bytes:
+def encode(operator: str, x: Tensor, clusters: int, *arrays: Tensor, iterations: int = 0) -> bytes:
     header = [OPERATORS.index(operator), x.dtype == torch.float64, len(x), clusters, x.shape[1]]
+    header += [iterations, SHARED_BYTES]
     parts = [np.array(header, dtype=np.int64), x.T.contiguous().numpy()]
-    parts += [torch.as_tensor(array).contiguous().numpy() for array in arrays]
+    parts += [array.contiguous().numpy() for array in arrays]
     return b"".join(part.tobytes() for part in parts)
 
 
@@ -31,3 +32,14 @@ def means(
     shapes = (numpy_dtype(x), (clusters, x.shape[1])), (np.int64, (clusters,))
     mean, count = decode(content, *shapes)
     return mean, count
+
+
+def kmeans(
+    program: Path, folder: Path, x: Tensor, initial: Tensor, iterations: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Centres, the index of the rows and the history."""
+    case = encode("kmeans", x, len(initial), initial, iterations=iterations)
+    shapes = (numpy_dtype(x), tuple(initial.shape)), (np.int64, (len(x),))
+    content = emulation.run(program, folder, case)
+    centers, index, history = decode(content, *shapes, (np.float64, (iterations + 1,)))
+    return centers, index, history

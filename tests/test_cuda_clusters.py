@@ -87,3 +87,64 @@ def test_means_are_captured_as_a_graph():
     index.copy_(index.roll(1))
     graph.replay()
     assert all(map(torch.equal, captured, F.cluster_means(x, index, 300)))
+
+
+# --- k-means --------------------------------------------------------------------------------------
+
+
+def start(x: Tensor, clusters: int) -> Tensor:
+    """Some of the rows, with repetitions, which leave clusters empty."""
+    return x[torch.arange(clusters) * 7 % (len(x) * 2 // 3)].clone()
+
+
+@each_dtype
+# Compared pair by pair, searched, and with more centres than rows.
+@pytest.mark.parametrize(("rows", "d", "clusters"), [(900, 5, 40), (5000, 67, 700), (60, 3, 90)])
+def test_an_assignment_is_that_of_the_cpu_bit_by_bit(dtype, rows, d, clusters):
+    x = draw(rows, 2 * d, dtype)[:, ::2]
+    initial = start(x, clusters)
+    expected = F.kmeans(x, clusters, iterations=1, initial=initial)
+    found = F.kmeans(x.cuda(), clusters, iterations=1, initial=initial.cuda())
+    # Clusters have fewer than 256 rows: their means are the same sums.
+    assert torch.equal(found.centers.cpu(), expected.centers)
+    assert torch.equal(found.index.cpu(), expected.index)
+    torch.testing.assert_close(found.history.cpu(), expected.history, rtol=1e-12, atol=0)
+
+
+def test_iterations_are_those_of_the_cpu_until_nothing_moves():
+    x = torch.cat([draw(900, 8, seed=c) * 0.1 + 3 * c for c in range(6)])
+    x[7, 2], x[8, 3] = torch.nan, torch.inf
+    initial = start(x, 6)
+    expected = F.kmeans(x, 6, iterations=50, initial=initial)
+    found = F.kmeans(x.cuda(), 6, iterations=50, initial=initial.cuda())
+    assert torch.equal(found.index.cpu(), expected.index)
+    # Float64 sums of other sections, rounded once.
+    torch.testing.assert_close(found.centers.cpu(), expected.centers, rtol=2e-7, atol=1e-12)
+    torch.testing.assert_close(found.history.cpu(), expected.history, rtol=1e-7, atol=0)
+    assert found.history[-1] == found.history[-2]
+
+
+def test_kmeans_has_the_same_bits_ten_times():
+    x = draw(3000, 33).cuda()
+    first = F.kmeans(x, 500, iterations=4, initial=start(x, 500))
+    for _ in range(10):
+        found = F.kmeans(x, 500, iterations=4, initial=start(x, 500))
+        assert all(map(torch.equal, found, first))
+
+
+def test_kmeans_is_captured_as_a_graph():
+    # Whatever waits for the host cannot be captured.
+    x = draw(3000, 33).cuda()
+    initial = start(x, 500)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        F.kmeans(x, 500, iterations=4, initial=initial)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = F.kmeans(x, 500, iterations=4, initial=initial)
+    x.copy_(x.flip(0) * 0.5)
+    initial.copy_(start(x, 500))
+    graph.replay()
+    assert all(map(torch.equal, captured, F.kmeans(x, 500, iterations=4, initial=initial)))

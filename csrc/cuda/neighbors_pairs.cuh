@@ -92,16 +92,6 @@ __device__ __forceinline__ double pair_value(const LabelledPairs& pairs, int anc
   return value_of_sum(pairs, sum, norm, reference);
 }
 
-// Whether all elements of a row are finite, for all lanes of a warp.
-__device__ __forceinline__ bool warp_row_is_finite(const AnyRows& rows, int row) {
-  double zero = 0.0;
-  for (int64_t k = threadIdx.x % 32; k < rows.columns; k += 32) {
-    const double value = element(rows, row, k);
-    zero += value - value;
-  }
-  return __ballot_sync(kAllLanes, zero != 0.0) == 0;
-}
-
 __device__ __forceinline__ void write_distance(const LabelledPairs& pairs, int64_t at,
                                                double distance) {
   if (pairs.x.type == ElementType::float64) {

@@ -3,16 +3,22 @@
 #include <vector>
 
 #include "case.h"
+#include "clusters_kmeans.cu"
 #include "clusters_means.cu"
+#include "engine/class_ranges.cu"
 #include "engine/group_order.cu"
+#include "engine/pack.cu"
+#include "engine/window.cu"
 
 namespace {
 
 using namespace dmlfast;
 using namespace dmlfast::cuda;
 
+enum Operator { kMeans, kSeeds, kKMeans };
+
 struct Header {
-  int64_t which, is_double, rows, clusters, dimensions;
+  int64_t which, is_double, rows, clusters, dimensions, iterations, shared_bytes;
 };
 
 // Rows are handed over transposed, with the strides that make them whole.
@@ -39,10 +45,35 @@ void run_means(const Header& h, std::ifstream& in, std::ofstream& out) {
   write(out, count);
 }
 
+template <class T>
+void run_kmeans(const Header& h, std::ifstream& in, std::ofstream& out) {
+  const auto x = read<T>(in, h.rows * h.dimensions);
+  auto centers = read<T>(in, h.clusters * h.dimensions);
+  std::vector<int64_t> index(h.rows, kUntouched);
+  std::vector<double> history(h.iterations + 1, kUntouched);
+  KMeans arguments{};
+  arguments.x = transposed(x, h.rows, h.dimensions);
+  arguments.clusters = h.clusters;
+  arguments.centers = centers.data();
+  arguments.iterations = h.iterations;
+  arguments.index = index.data();
+  arguments.history = history.data();
+  arguments.shared_bytes = static_cast<int>(h.shared_bytes);
+  auto memory = memory_of(kmeans_bytes(arguments));
+  launch_kmeans(arguments, memory.data(), nullptr);
+  write(out, centers);
+  write(out, index);
+  write(out, history);
+}
+
 void run(const Header& h, std::ifstream& in, std::ofstream& out) {
   run_with_type(h.is_double != 0, [&](auto type) {
     using T = decltype(type);
-    run_means<T>(h, in, out);
+    if (h.which == kMeans) {
+      run_means<T>(h, in, out);
+    } else {
+      run_kmeans<T>(h, in, out);
+    }
   });
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "engine/rows.cuh"
+#include "engine/warp.cuh"
 
 #ifndef DMLFAST_EMULATION
 #include <cuda_bf16.h>
@@ -70,6 +71,16 @@ __device__ __forceinline__ bool any_row_is_finite(const AnyRows& rows, int64_t r
     zero += value - value;
   }
   return zero == 0.0;
+}
+
+// Whether all elements of a row are finite, for all lanes of a warp.
+__device__ __forceinline__ bool warp_row_is_finite(const AnyRows& rows, int row) {
+  double zero = 0.0;
+  for (int64_t k = threadIdx.x % 32; k < rows.columns; k += 32) {
+    const double value = element(rows, row, k);
+    zero += value - value;
+  }
+  return __ballot_sync(kAllLanes, zero != 0.0) == 0;
 }
 
 __device__ inline void store_element(const AnyResult& to, int64_t row, int64_t column,
