@@ -61,6 +61,8 @@ set(cuda_sources
   csrc/cuda/clusters_kmeans.cu
   csrc/cuda/clusters_means.cpp
   csrc/cuda/clusters_means.cu
+  csrc/cuda/clusters_seeds.cpp
+  csrc/cuda/clusters_seeds.cu
   csrc/cuda/contrast_sums.cpp
   csrc/cuda/contrast_sums.cu
   csrc/cuda/contrast_sums_gradient.cu

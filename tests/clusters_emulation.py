@@ -43,3 +43,9 @@ def kmeans(
     content = emulation.run(program, folder, case)
     centers, index, history = decode(content, *shapes, (np.float64, (iterations + 1,)))
     return centers, index, history
+
+
+def seeds(program: Path, folder: Path, x: Tensor, uniform: Tensor) -> Tensor:
+    case = encode("seeds", x, len(uniform), uniform)
+    (index,) = decode(emulation.run(program, folder, case), (np.int64, (len(uniform),)))
+    return index

@@ -8,7 +8,14 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from operator_cases import DTYPES, ISAS, assert_same_bits, compile_whole, each_backend
+from operator_cases import (
+    DTYPES,
+    ISAS,
+    NAMESPACE,
+    assert_same_bits,
+    compile_whole,
+    each_backend,
+)
 from oracle import DATA, make
 from torch import Tensor
 
@@ -231,9 +238,19 @@ def test_seeds_are_drawn_in_proportion_to_squared_distances(backend, kind):
     x, _ = make(kind, 211, 5, 6)
     x[3, 1] = math.nan
     uniform = torch.rand(17, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    name = {"kernel": "dmlfast", "reference": "dmlfast_reference"}[backend]
-    found = getattr(torch.ops, name).clusters_seeds(x, uniform)
+    found = getattr(torch.ops, NAMESPACE[backend]).clusters_seeds(x, uniform)
     assert found.tolist() == drawn(x, uniform)
+
+
+@each_backend
+def test_a_number_on_a_border_draws_the_row_after_it_and_rows_without_weight_never(backend):
+    # Weights of 1 at every second row from the fourth on, 256 of them, over several sections.
+    x = torch.zeros(515, 1)
+    x[3::2] = 1.0
+    operators = getattr(torch.ops, NAMESPACE[backend])
+    for number in (0.0, 1 / 256, 127 / 256, 128 / 256, 1 - 2.0**-53):
+        found = operators.clusters_seeds(x, torch.tensor([0.0, number], dtype=torch.float64))
+        assert found.tolist() == [0, 3 + 2 * int(number * 256)]
 
 
 @each_backend

@@ -148,3 +148,45 @@ def test_kmeans_is_captured_as_a_graph():
     initial.copy_(start(x, 500))
     graph.replay()
     assert all(map(torch.equal, captured, F.kmeans(x, 500, iterations=4, initial=initial)))
+
+
+# --- the start of k-means -------------------------------------------------------------------------
+
+
+def uniform(number: int) -> Tensor:
+    return torch.rand(number, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("rows", "d", "draws"), [(50_001, 67, 300), (40, 3, 60)])
+def test_draws_are_those_of_the_cpu(dtype, rows, d, draws):
+    x = draw(rows, 2 * d, dtype)[:, ::2]
+    x[::7, 1] = torch.nan
+    expected = torch.ops.dmlfast.clusters_seeds(x, uniform(draws))
+    found = torch.ops.dmlfast.clusters_seeds(x.cuda(), uniform(draws).cuda())
+    assert torch.equal(found.cpu(), expected)
+
+
+def test_draws_are_captured_as_a_graph():
+    x, numbers = draw(3000, 33).cuda(), uniform(40).cuda()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        torch.ops.dmlfast.clusters_seeds(x, numbers)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = torch.ops.dmlfast.clusters_seeds(x, numbers)
+    x.copy_(x.flip(0) * 0.5)
+    graph.replay()
+    assert torch.equal(captured, torch.ops.dmlfast.clusters_seeds(x, numbers))
+
+
+def test_the_reference_draws_in_a_fixed_order():
+    x, numbers = draw(3000, 5).cuda(), uniform(20).cuda()
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = torch.ops.dmlfast_reference.clusters_seeds(x, numbers)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(found.cpu(), torch.ops.dmlfast.clusters_seeds(x.cpu(), numbers.cpu()))

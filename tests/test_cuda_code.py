@@ -35,6 +35,8 @@ EXPECTATIONS = [
     Expectation(r"(exact_walk|class_select|choose)_kernel<", requires=("DADD", "DMUL", "DSETP")),
     # So are the means of clusters, but for the division.
     Expectation(r"\bsection_sums_kernel\b", requires=("DADD",), forbids=("DFMA",)),
+    # The weights of k-means++ are those of the CPU bit by bit.
+    Expectation(r"\bapproach_kernel\b", requires=("DADD", "DMUL"), forbids=("DFMA",)),
     # Ranking losses are float64 sums; synthesised rows are summed by fused float32 instructions.
     Expectation(r"\branking_(loss|gradient)_kernel\b", requires=("DADD", "DMUL")),
     Expectation(r"\bsynthesis_(measure|gradient)_kernel\b", requires=("FFMA",)),

@@ -7,7 +7,7 @@ import math
 import emulation
 import pytest
 import torch
-from clusters_emulation import kmeans
+from clusters_emulation import kmeans, seeds
 from torch import Tensor
 
 from dmlfast.reference import clusters as reference
@@ -58,20 +58,20 @@ def test_centres_index_and_history_are_those_of_the_reference(
     check(program, tmp_path, x, initial, 4)
 
 
-@each_dtype
-def test_many_rows_are_assigned_by_a_search(program, tmp_path, dtype):
+@pytest.mark.parametrize(("dtype", "iterations"), [(torch.float32, 2), (torch.float64, 0)])
+def test_many_rows_are_assigned_by_a_search(program, tmp_path, dtype, iterations):
     # Beyond 2^20 pairs, more rows and centres than tiles have, and rows that come to lie equally
     # far from two centres; the scale is taken over from the second iteration on.
     x = draw(1100, 9, dtype)
     x[100:200] = x[:100]
     x[300, 2], x[301, 1] = math.nan, math.inf
     initial = torch.cat([x[:900], x[:60]])
-    check(program, tmp_path, x, initial, 2)
+    check(program, tmp_path, x, initial, iterations)
 
 
 def test_a_search_survives_centres_much_longer_than_rows(program, tmp_path):
     x = draw(1100, 5)
-    check(program, tmp_path, x, draw(960, 5) * 1e30, 2)
+    check(program, tmp_path, x, draw(960, 5) * 1e30, 1)
 
 
 def test_rows_that_are_not_finite_belong_to_no_cluster(program, tmp_path):
@@ -123,3 +123,46 @@ def test_no_iteration_only_assigns(program, tmp_path):
     assert torch.equal(centers, x[:4])
     assert history.shape == (1,)
     check(program, tmp_path, x, x[:4], 0)
+
+
+# --- the start ------------------------------------------------------------------------------------
+
+
+def uniform(number: int) -> Tensor:
+    return torch.rand(number, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+
+@each_dtype
+# Several sections of 256 rows and more than a grid of them, dimensions that fill no slab; fewer
+# rows than draws, which makes all weights 0, none, and no dimensions.
+@pytest.mark.parametrize(
+    ("rows", "d", "draws"),
+    [(1000, 21, 9), (70_000, 1, 4), (5, 3, 9), (0, 2, 3), (9, 0, 3)],
+    ids=str,
+)
+def test_draws_are_those_of_the_reference(program, tmp_path, dtype, rows, d, draws):
+    x = draw(rows, d, dtype)
+    x[: rows // 2 : 5, :1] = math.inf
+    expected = reference.seeds(x, uniform(draws))
+    assert torch.equal(seeds(program, tmp_path, x, uniform(draws)), expected)
+
+
+def test_a_number_on_a_border_draws_the_row_after_it_and_rows_without_weight_never(
+    program, tmp_path
+):
+    # Weights of 1 at every second row from the fourth on, over two sections: 256 of them.
+    x = torch.zeros(515, 1)
+    x[3::2] = 1.0
+    for number in (0.0, 1 / 256, 127 / 256, 128 / 256, 1 - 2.0**-53):
+        found = seeds(program, tmp_path, x, torch.tensor([0.0, number], dtype=torch.float64))
+        assert found.tolist() == [0, 3 + 2 * int(number * 256)]
+
+
+def test_without_a_finite_row_nothing_is_drawn(program, tmp_path):
+    found = seeds(program, tmp_path, torch.full((300, 2), math.nan), uniform(3))
+    assert found.tolist() == [-1] * 3
+
+
+def test_weights_whose_sum_is_infinite_are_drawn_uniformly(program, tmp_path):
+    x = draw(600, 2, torch.float64) * 1e153
+    assert torch.equal(seeds(program, tmp_path, x, uniform(5)), reference.seeds(x, uniform(5)))

@@ -9,10 +9,11 @@
 #include <tuple>
 #include <vector>
 
+#include "clusters_checks.h"
 #include "clusters_means.h"
 #include "clusters_search.h"
 #include "engine/matrix.h"
-#include "operator_checks.h"
+#include "seed_section.h"
 
 namespace dmlfast::cpu {
 
@@ -70,13 +71,7 @@ class EmptyClusters {
 };
 
 std::tuple<Tensor, Tensor, Tensor> clusters_kmeans(Tensor x, Tensor initial, int64_t iterations) {
-  check_matrix("x", x, x);
-  check_matrix("initial", initial, x);
-  STD_TORCH_CHECK(initial.size(1) == x.size(1), "initial: expected ", x.size(1),
-                  " dimensions, got ", initial.size(1));
-  STD_TORCH_CHECK(x.scalar_type() == distance_dtype(x.scalar_type()),
-                  "x: expected float32 or float64");
-  STD_TORCH_CHECK(iterations >= 0, "iterations: expected at least 0, got ", iterations);
+  check_kmeans(x, initial, iterations);
   const int64_t clusters = initial.size(0);
   const Matrix rows(x);
   Tensor centers = torch::stable::new_empty(x, {clusters, x.size(1)});
@@ -139,16 +134,24 @@ class Seeds {
   // The row where the sum of the weights passes a part of the whole; -1 where that is 0 or not
   // finite.
   int64_t weighted(double uniform) const {
-    const double total = std::accumulate(values_.begin(), values_.end(), 0.0);
+    const auto count = static_cast<int64_t>(values_.size());
+    std::vector<double> before;  // each section
+    double total = 0.0;
+    for (int64_t first = 0; first < count; first += kSeedSection) {
+      before.push_back(total);
+      const auto begin = values_.begin() + first;
+      total += std::accumulate(begin, begin + std::min(kSeedSection, count - first), 0.0);
+    }
     if (!(total > 0.0 && total < kInfinity)) {
       return -1;
     }
+    const double target = uniform * total;
     double sum = 0.0;
     int64_t last = -1;
-    for (int64_t i : finite_) {
-      sum += values_[i];
+    for (int64_t i = 0; i < count; ++i) {
+      sum = i % kSeedSection == 0 ? values_[i] : sum + values_[i];
       last = values_[i] > 0.0 ? i : last;
-      if (sum > uniform * total) {
+      if (before[i / kSeedSection] + sum > target) {
         return i;
       }
     }
@@ -184,8 +187,7 @@ class Seeds {
 };
 
 Tensor clusters_seeds(Tensor x, Tensor uniform) {
-  check_matrix("x", x, x);
-  check_array("uniform", uniform, uniform.numel(), ScalarType::Double, x);
+  check_seeds(x, uniform);
   Tensor index = torch::stable::new_empty(x, {uniform.numel()}, ScalarType::Long);
   Seeds seeds{Matrix(x)};
   for (int64_t k = 0; k < uniform.numel(); ++k) {

@@ -7,8 +7,8 @@
 #include <numeric>
 #include <tuple>
 
+#include "clusters_checks.h"
 #include "engine/block_schedule.h"
-#include "operator_checks.h"
 
 namespace dmlfast::cpu {
 
@@ -67,9 +67,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 std::tuple<Tensor, Tensor> clusters_means(Tensor x, Tensor index, int64_t clusters) {
-  check_matrix("x", x, x);
-  check_array("index", index, x.size(0), ScalarType::Long, x);
-  STD_TORCH_CHECK(clusters >= 0, "clusters: expected at least 0, got ", clusters);
+  check_cluster_means(x, index, clusters);
   Tensor means =
       torch::stable::new_empty(x, {clusters, x.size(1)}, distance_dtype(x.scalar_type()));
   torch::stable::zero_(means);

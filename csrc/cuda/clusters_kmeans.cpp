@@ -4,7 +4,7 @@
 
 #include <tuple>
 
-#include "operator_checks.h"
+#include "clusters_checks.h"
 #include "tensor_arguments.h"
 
 namespace dmlfast::cuda {
@@ -15,13 +15,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 std::tuple<Tensor, Tensor, Tensor> clusters_kmeans(Tensor x, Tensor initial, int64_t iterations) {
-  check_matrix("x", x, x);
-  check_matrix("initial", initial, x);
-  STD_TORCH_CHECK(initial.size(1) == x.size(1), "initial: expected ", x.size(1),
-                  " dimensions, got ", initial.size(1));
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double,
-                  "x: expected float32 or float64");
-  STD_TORCH_CHECK(iterations >= 0, "iterations: expected at least 0, got ", iterations);
+  check_kmeans(x, initial, iterations);
   check_count("x: rows", x.size(0));
   check_count("initial: rows", initial.size(0));
   const torch::stable::accelerator::DeviceGuard guard(x.get_device());

@@ -4,7 +4,7 @@
 
 #include <tuple>
 
-#include "operator_checks.h"
+#include "clusters_checks.h"
 #include "tensor_arguments.h"
 
 namespace dmlfast::cuda {
@@ -15,9 +15,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 std::tuple<Tensor, Tensor> clusters_means(Tensor x, Tensor index, int64_t clusters) {
-  check_matrix("x", x, x);
-  check_array("index", index, x.size(0), ScalarType::Long, x);
-  STD_TORCH_CHECK(clusters >= 0, "clusters: expected at least 0, got ", clusters);
+  check_cluster_means(x, index, clusters);
   check_count("x: rows", x.size(0));
   check_count("clusters", clusters);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device());

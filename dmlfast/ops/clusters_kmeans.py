@@ -54,8 +54,9 @@ def kmeans(
     are neither at their centre nor alone in their cluster; where there is none, the centre stays.
     Once the means no longer move, nothing more is computed, and the rest of the history repeats.
 
-    Deterministic: the same draws give the same bits for every number of threads. On a GPU nothing
-    waits for the host, and launches go on after nothing is computed any more.
+    Deterministic: the same draws give the same bits for every number of threads. On a GPU no kernel
+    waits for the host; numbers drawn by a generator of the CPU are copied there, and are equal
+    draws on both. The means of clusters of more than 256 rows may round otherwise there.
 
     Args:
         x: (N, d) rows; float16, bfloat16, float32 or float64, any strides. Those that are not
@@ -116,7 +117,7 @@ def kmeans(
 def _drawn(rows: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
     source = torch.device("cpu") if generator is None else generator.device
     uniform = torch.rand(count, generator=generator, dtype=torch.float64, device=source)
-    index = operators("clusters", rows.device).clusters_seeds(rows, uniform.to(rows.device))
+    index = operators("clusters_kmeans", rows.device).clusters_seeds(rows, uniform.to(rows.device))
     # Without a finite row, centres that are not finite either: -1 is the last row.
     return rows[index]
 

@@ -62,10 +62,10 @@ def seeds(x: Tensor, uniform: Tensor) -> Tensor:
     for number in uniform.tolist():
         position = min(int(number * rows.shape[0]), rows.shape[0] - 1)
         if least is not None:
-            sums = least.cumsum(0)
+            sums = distances.fixed_order_cumsum(least)
             if bool((sums[-1] > 0) & sums[-1].isfinite()):
                 # Rounding may leave the number past the end: the last row with a weight.
-                beyond = (sums > number * sums[-1]).nonzero()
+                beyond = ((sums > number * sums[-1]) & (least > 0)).nonzero()
                 position = int(beyond[0] if len(beyond) else least.nonzero()[-1])
         value = distances.values(rows, rows[position], "sqeuclidean")
         value = torch.where(value.isfinite(), value, 0.0)

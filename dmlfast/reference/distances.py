@@ -20,6 +20,15 @@ def fixed_order_sum(values: Tensor) -> Tensor:
     return padded.view(-1, _ROW).sum(1).sum()
 
 
+def fixed_order_cumsum(values: Tensor) -> Tensor:
+    """The sums of a 1-D tensor up to each element, in an order that its length alone decides."""
+    step = 1  # how many elements each sum has
+    while step < values.shape[0]:
+        values = torch.cat([values[:step], values[step:] + values[:-step]])
+        step *= 2
+    return values
+
+
 def chunk_rows(columns: int) -> int:
     """Rows of an all-pairs chunk, so that memory does not grow with the product of the sizes."""
     return max(1, CHUNK_ELEMENTS // max(1, columns))

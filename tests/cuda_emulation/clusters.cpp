@@ -5,6 +5,7 @@
 #include "case.h"
 #include "clusters_kmeans.cu"
 #include "clusters_means.cu"
+#include "clusters_seeds.cu"
 #include "engine/class_ranges.cu"
 #include "engine/group_order.cu"
 #include "engine/pack.cu"
@@ -45,6 +46,19 @@ void run_means(const Header& h, std::ifstream& in, std::ofstream& out) {
   write(out, count);
 }
 
+// As many draws as there are clusters.
+template <class T>
+void run_seeds(const Header& h, std::ifstream& in, std::ofstream& out) {
+  const auto x = read<T>(in, h.rows * h.dimensions);
+  const auto uniform = read<double>(in, h.clusters);
+  std::vector<int64_t> index(h.clusters, kUntouched);
+  const Seeds arguments{transposed(x, h.rows, h.dimensions), uniform.data(), h.clusters,
+                        index.data()};
+  auto memory = memory_of(seeds_bytes(arguments));
+  launch_seeds(arguments, memory.data(), nullptr);
+  write(out, index);
+}
+
 template <class T>
 void run_kmeans(const Header& h, std::ifstream& in, std::ofstream& out) {
   const auto x = read<T>(in, h.rows * h.dimensions);
@@ -71,6 +85,8 @@ void run(const Header& h, std::ifstream& in, std::ofstream& out) {
     using T = decltype(type);
     if (h.which == kMeans) {
       run_means<T>(h, in, out);
+    } else if (h.which == kSeeds) {
+      run_seeds<T>(h, in, out);
     } else {
       run_kmeans<T>(h, in, out);
     }
