@@ -54,15 +54,15 @@ enable_language(CUDA)
 # Kernels know no torch: its headers would be parsed again for every architecture. The .cpp files
 # check tensors and launch.
 set(cuda_sources
-  csrc/cuda/clusters_soft.cpp
-  csrc/cuda/clusters_soft.cu
-  csrc/cuda/clusters_soft_gradient.cu
   csrc/cuda/clusters_kmeans.cpp
   csrc/cuda/clusters_kmeans.cu
   csrc/cuda/clusters_means.cpp
   csrc/cuda/clusters_means.cu
   csrc/cuda/clusters_seeds.cpp
   csrc/cuda/clusters_seeds.cu
+  csrc/cuda/clusters_soft.cpp
+  csrc/cuda/clusters_soft.cu
+  csrc/cuda/clusters_soft_gradient.cu
   csrc/cuda/contrast_sums.cpp
   csrc/cuda/contrast_sums.cu
   csrc/cuda/contrast_sums_gradient.cu

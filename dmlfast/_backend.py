@@ -69,10 +69,7 @@ class use_backend(ContextDecorator):
 # Devices on which a family has kernels, or an operator that has others than its family. Fakes stand
 # for them on "meta".
 _KERNELS = {
-    "clusters": ("cpu", "meta"),
-    "clusters_soft": ("cpu", "cuda", "meta"),
-    "clusters_kmeans": ("cpu", "cuda", "meta"),
-    "clusters_means": ("cpu", "cuda", "meta"),
+    "clusters": ("cpu", "cuda", "meta"),
     "neighbors": ("cpu", "cuda", "meta"),
     "neighbors_sample": ("cpu", "cuda", "meta"),
     "neighbors_top": ("cpu", "cuda", "meta"),

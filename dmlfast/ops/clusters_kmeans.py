@@ -117,13 +117,13 @@ def kmeans(
 def _drawn(rows: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
     source = torch.device("cpu") if generator is None else generator.device
     uniform = torch.rand(count, generator=generator, dtype=torch.float64, device=source)
-    index = operators("clusters_kmeans", rows.device).clusters_seeds(rows, uniform.to(rows.device))
+    index = operators("clusters", rows.device).clusters_seeds(rows, uniform.to(rows.device))
     # Without a finite row, centres that are not finite either: -1 is the last row.
     return rows[index]
 
 
 def _run(rows: Tensor, initial: Tensor, iterations: int) -> KMeans:
-    lloyd = operators("clusters_kmeans", rows.device).clusters_kmeans
+    lloyd = operators("clusters", rows.device).clusters_kmeans
     centers, index, history = lloyd(rows, initial, iterations)
     return KMeans(centers, index, history[-1].clone(), history)
 

@@ -64,9 +64,7 @@ def cluster_means(x: Tensor, assignment: Tensor, clusters: int) -> ClusterMeans:
         if least < -1 or greatest >= count:
             got = least if least < -1 else greatest
             raise ValueError(f"assignment: expected clusters in [-1, {count}), got {got}")
-    return ClusterMeans(
-        *operators("clusters_means", rows.device).clusters_means(rows, index, count)
-    )
+    return ClusterMeans(*operators("clusters", rows.device).clusters_means(rows, index, count))
 
 
 def _reference(x: Tensor, index: Tensor, clusters: int) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ def soft_assignment(pairs: Pairs, metric: str, temperature: float) -> SoftAssign
     order, center_order = pairs.orders()
     x = pairs.x
     namespace = (
-        reference_operators() if x.dtype == torch.float64 else operators("clusters_soft", x.device)
+        reference_operators() if x.dtype == torch.float64 else operators("clusters", x.device)
     )
     minimum, mean = namespace.clusters_soft(
         x,
