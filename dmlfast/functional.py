@@ -12,12 +12,9 @@ from dmlfast.ops.clusters_kmeans import KMeans, kmeans
 from dmlfast.ops.clusters_means import ClusterMeans, cluster_means
 from dmlfast.ops.clusters_soft import SoftAssignment
 from dmlfast.ops.contrast import AnchorSums, triplet_margin_loss
+from dmlfast.ops.contrast_classes import soft_triple_loss, sub_center_arcface_loss
 from dmlfast.ops.contrast_hinge import contrastive_loss, margin_loss
-from dmlfast.ops.contrast_proxies import (
-    proxy_anchor_loss,
-    proxy_nca_loss,
-    soft_triple_loss,
-)
+from dmlfast.ops.contrast_proxies import proxy_anchor_loss, proxy_nca_loss
 from dmlfast.ops.contrast_softmax import (
     info_nce_loss,
     multi_similarity_loss,
@@ -70,6 +67,7 @@ __all__ = [
     "sample_negative",
     "semihard_negative",
     "soft_triple_loss",
+    "sub_center_arcface_loss",
     "supcon_loss",
     "synthesis_similarity",
     "synthetic_ranking_loss",

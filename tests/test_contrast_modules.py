@@ -29,7 +29,7 @@ PAIR_LOSSES = {
     "MarginLoss": partial(F.margin_loss, boundary=torch.tensor(1.2)),
     "NCALoss": F.nca_loss,
 }
-PROXY_LOSSES = ("ProxyNCALoss", "ProxyAnchorLoss", "SoftTripleLoss")
+PROXY_LOSSES = ("ProxyNCALoss", "ProxyAnchorLoss", "SoftTripleLoss", "SubCenterArcFaceLoss")
 MINERS = {
     "no miner": None,
     "triplets": pml_miners.TripletMarginMiner(margin=0.5),
@@ -61,7 +61,7 @@ def proxy_pair(name: str) -> tuple[nn.Module, nn.Module]:
     modules = []
     for library in (losses, pml_losses):
         torch.manual_seed(0)
-        modules.append(getattr(library, name)(7, 6))
+        modules.append(getattr(library, name)(num_classes=7, embedding_size=6))
     return tuple(modules)
 
 
@@ -127,6 +127,45 @@ def test_state_dicts_of_proxies_load_from_pytorch_metric_learning(name):
     ours.load_state_dict(theirs.state_dict())
     x, labels = batch()
     assert ours(x, labels).item() == pytest.approx(theirs(x, labels).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("threshold", [40, 75.0, 110])
+def test_outliers_are_those_of_pytorch_metric_learning(threshold):
+    x, labels = batch(60)
+    ours, theirs = proxy_pair("SubCenterArcFaceLoss")
+    rows, centers = ours.get_outliers(x, labels, threshold)
+    expected, expected_centers = theirs.get_outliers(x, labels, threshold)
+    assert 0 < len(rows) < 60
+    assert rows.tolist() == expected.tolist()
+    # It leaves the columns of classes without embeddings as they happen to be.
+    present = labels.bincount(minlength=7) > 0
+    assert torch.equal(centers[:, present], expected_centers[:, present])
+    assert (centers[:, ~present] == 0).all()
+    only = ours.get_outliers(x, labels, threshold, return_dominant_centers=False)
+    assert torch.equal(only, rows)
+
+
+def test_outliers_of_nothing_are_none():
+    loss = losses.SubCenterArcFaceLoss(7, 6)
+    rows, centers = loss.get_outliers(torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64))
+    assert rows.dtype == torch.int64
+    assert rows.shape == (0,)
+    assert (centers == torch.zeros(6, 7)).all()
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"threshold": 181}, ValueError, "threshold: expected an angle of at most 180 degrees"),
+        ({"return_dominant_centers": 1}, TypeError, "return_dominant_centers: expected True or"),
+        ({"embeddings": torch.ones(2, 5)}, ValueError, "embeddings: expected 6 dimensions"),
+        ({"labels": torch.tensor([0, 7])}, ValueError, r"labels: expected classes in \[0, 7\)"),
+    ],
+)
+def test_a_wrong_argument_of_outliers_is_named(given, error, message):
+    call = {"embeddings": torch.ones(2, 6), "labels": torch.tensor([0, 1])} | given
+    with pytest.raises(error, match=message):
+        losses.SubCenterArcFaceLoss(7, 6).get_outliers(**call)
 
 
 @each_miner

@@ -14,7 +14,6 @@ from torch import Tensor
 
 import dmlfast.functional as F
 from dmlfast import use_backend
-from dmlfast.ops import contrast_proxies
 
 
 @each_metric
@@ -77,13 +76,12 @@ def test_proxy_anchor_is_its_formula(metric, offset, backend):
 
 
 @each_backend
-@pytest.mark.parametrize("loss", [F.proxy_nca_loss, F.proxy_anchor_loss, F.soft_triple_loss])
+@pytest.mark.parametrize("loss", [F.proxy_nca_loss, F.proxy_anchor_loss])
 def test_an_embedding_of_nan_reaches_every_loss_with_proxies(loss, backend):
     x, labels = make("random", 20, 4, 5)
     x[3, 1] = math.nan
-    options = {"centers_per_class": 1} if loss is F.soft_triple_loss else {}
     with use_backend(backend):
-        assert loss(x, labels, torch.randn(5, 4), **options).isnan()
+        assert loss(x, labels, torch.randn(5, 4)).isnan()
 
 
 def test_a_label_without_a_proxy_has_no_loss_of_proxy_nca():
@@ -101,25 +99,6 @@ def test_a_label_without_a_proxy_is_a_negative_of_all_in_proxy_anchor():
     count = (labels == torch.arange(4)[:, None]).sum(1)
     assert torch.equal(sums.positive_count, count)
     assert torch.equal(sums.negative_count, 20 - count)
-
-
-def test_soft_triple_refuses_a_label_without_centres():
-    x, labels = make("random", 20, 4, 5)
-    with pytest.raises(ValueError, match=r"labels: expected classes in \[0, 3\), got 4"):
-        F.soft_triple_loss(x, labels, torch.ones(6, 4), centers_per_class=2)
-
-
-def test_soft_triple_in_blocks_is_that_of_all_rows(monkeypatch):
-    x, labels = make("random", 20, 4, 5, dtype=torch.float64)
-    centers = make("random", 15, 4, 2, seed=1, dtype=torch.float64)[0]
-    leaves = x.requires_grad_(), centers.requires_grad_()
-    results = []
-    for rows in (20, 3):
-        monkeypatch.setattr(contrast_proxies, "chunk_rows", lambda _, rows=rows: rows)
-        loss = F.soft_triple_loss(x, labels, centers, centers_per_class=3)
-        results.append((loss, *torch.autograd.grad(loss, leaves)))
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
 X, LABELS = make("random", 6, 3, 2)
@@ -142,8 +121,6 @@ X, LABELS = make("random", 6, 3, 2)
             ValueError,
             "metric: expected one of .*got 'euclidean'",
         ),
-        (F.soft_triple_loss, {"centers": X, "centers_per_class": 4}, ValueError, "a multiple of 4"),
-        (F.soft_triple_loss, {"centers": X, "metric": "euclidean"}, ValueError, "metric: .*eucl"),
     ],
 )
 def test_a_wrong_option_is_named(function: Callable, options, error, message):

@@ -271,6 +271,7 @@ def test_a_state_dict_resumes_exactly(name, miner):
         ("ProxyNCALoss", (7, D)),
         ("ProxyAnchorLoss", (7, D)),
         ("SoftTripleLoss", (7, D)),
+        ("SubCenterArcFaceLoss", (7, D)),
     ],
 )
 def test_a_loss_without_references_is_refused_by_the_memory_and_refuses_them(name, sizes):
@@ -298,7 +299,8 @@ def test_a_ranking_loss_is_refused_by_the_memory(name, sizes):
 
 def test_every_loss_is_tried_here():
     tried = {name.split()[-1] for name in LOSSES}
-    refused = {"NPairsLoss", "ProxyNCALoss", "ProxyAnchorLoss", "SoftTripleLoss"}
+    proxies = {"ProxyNCALoss", "ProxyAnchorLoss", "SoftTripleLoss", "SubCenterArcFaceLoss"}
+    refused = {"NPairsLoss"} | proxies
     ranking = {name for name in losses.__all__ if name.endswith("RankingLoss")}
     options = {"Synthesis", "RankingTerm", "MetricTerm", "SyntheticWeights"}
     structure = {"MultiClusterLoss", "MultiClusterTerms", "LocalVarianceLoss"}

@@ -113,11 +113,15 @@ def test_the_structure_loss_may_train_the_structure_alone():
 
 
 @pytest.mark.parametrize(
-    "name", ["NPairsLoss", "ProxyAnchorLoss", "SoftTripleLoss", "MultiSimilarityLoss"]
+    "name",
+    [
+        *("NPairsLoss", "ProxyAnchorLoss", "SoftTripleLoss"),
+        *("SubCenterArcFaceLoss", "MultiSimilarityLoss"),
+    ],
 )
 def test_any_loss_is_a_base(name):
     kind = getattr(losses, name)
-    sizes = (CLASSES, D) if name.startswith(("Proxy", "Soft")) else ()
+    sizes = (CLASSES, D) if name.startswith(("Proxy", "Soft", "Sub")) else ()
     base = kind(*sizes).double()
     e, w = batch()
     loss = MultiClusterLoss(base)

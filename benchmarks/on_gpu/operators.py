@@ -61,11 +61,14 @@ def _sample(x: Tensor, labels: Tensor, *_: Tensor) -> Any:
     return F.sample_negative(x, labels, generator=torch.Generator().manual_seed(5))
 
 
-def _soft_triple(x: Tensor, labels: Tensor, references: Tensor, _: Tensor) -> Any:
-    # Two centres a class.
-    centres = references[: len(references) // 2 * 2]
-    classes = len(centres) // 2
-    return F.soft_triple_loss(x, labels % classes, centres, centers_per_class=2)
+def _centres(function: Callable[..., Any]) -> Call:
+    """A loss against two centres a class."""
+    return lambda x, labels, references, _: function(
+        x,
+        labels % (len(references) // 2),
+        references[: len(references) // 2 * 2],
+        centers_per_class=2,
+    )
 
 
 def _proxies(function: Callable[..., Any]) -> Call:
@@ -153,7 +156,8 @@ def _calls() -> dict[str, Call]:
         "supcon_loss": _batch(F.supcon_loss),
         "proxy_nca_loss": _proxies(F.proxy_nca_loss),
         "proxy_anchor_loss": _proxies(F.proxy_anchor_loss),
-        "soft_triple_loss": _soft_triple,
+        "soft_triple_loss": _centres(F.soft_triple_loss),
+        "sub_center_arcface_loss": _centres(F.sub_center_arcface_loss),
         "ranking_loss": lambda x, *_: F.ranking_loss(x),
         "ranking_loss, band": lambda x, *_: F.ranking_loss(x, pairs="band"),
         "synthesis_similarity": _synthesis,

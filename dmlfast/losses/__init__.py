@@ -9,7 +9,12 @@ from dmlfast.losses.margin import MarginLoss
 from dmlfast.losses.multi_cluster import MultiClusterLoss, MultiClusterTerms
 from dmlfast.losses.multi_similarity import MultiSimilarityLoss
 from dmlfast.losses.nca import NCALoss
-from dmlfast.losses.proxies import ProxyAnchorLoss, ProxyNCALoss, SoftTripleLoss
+from dmlfast.losses.proxies import (
+    ProxyAnchorLoss,
+    ProxyNCALoss,
+    SoftTripleLoss,
+    SubCenterArcFaceLoss,
+)
 from dmlfast.losses.self_supervised_ranking import (
     SelfSupervisedRankingLoss,
     SelfSupervisedSynthesisRankingLoss,
@@ -43,6 +48,7 @@ __all__ = [
     "SelfSupervisedRankingLoss",
     "SelfSupervisedSynthesisRankingLoss",
     "SoftTripleLoss",
+    "SubCenterArcFaceLoss",
     "SupConLoss",
     "Synthesis",
     "SyntheticRankingLoss",

@@ -10,19 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from dmlfast import functional
+from dmlfast._normalize import unit_rows
 from dmlfast.losses._base import EmbeddingLoss, no_references, promoted
 from dmlfast.losses._pair_lists import anchors_of, index_lists, row_weights
 from dmlfast.ops._arguments import (
     METRICS,
     MODULE_NAMES,
+    Pairs,
     check_classes,
     check_count,
     check_dimensions,
+    check_flag,
     check_number,
     check_pairs,
     check_positive,
 )
 from dmlfast.ops._reduction import reduce, reduce_over_rows
+from dmlfast.ops.contrast_classes import check_angle
 from dmlfast.ops.contrast_proxies import proxy_pairs
 from dmlfast.ops.contrast_softmax import nca_rows
 from dmlfast.ops.contrast_sums import ContrastSums
@@ -85,9 +89,7 @@ class _ProxyLoss(EmbeddingLoss, ABC):
             IndexError: an index of `indices_tuple` that is no row.
         """
         no_references(type(self).__name__, ref_emb, ref_labels)
-        pairs = check_pairs(embeddings, labels, names=MODULE_NAMES)
-        check_dimensions("embeddings", pairs.x, self.embedding_size)
-        check_classes("labels", pairs.labels, self.num_classes)
+        pairs = self._checked(embeddings, labels)
         weights = None
         if indices_tuple is not None:
             indices = index_lists(indices_tuple, pairs.x.device)
@@ -95,6 +97,12 @@ class _ProxyLoss(EmbeddingLoss, ABC):
                 indices = anchors_of(indices)
             weights = row_weights(indices, pairs.x.shape[0])
         return self._of_rows(pairs.x, pairs.labels, weights)
+
+    def _checked(self, embeddings: object, labels: object) -> Pairs:
+        pairs = check_pairs(embeddings, labels, names=MODULE_NAMES)
+        check_dimensions("embeddings", pairs.x, self.embedding_size)
+        check_classes("labels", pairs.labels, self.num_classes)
+        return pairs
 
     @abstractmethod
     def _of_rows(self, x: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor | ContrastSums:
@@ -228,8 +236,8 @@ class SoftTripleLoss(_ProxyLoss):
     """SoftTriple loss, with pytorch-metric-learning's call and defaults.
 
     An `indices_tuple` multiplies the embeddings' losses with weights: how often each occurs, over
-    the most. Where labels are not looked at, one that is no class is torch's own failed
-    assertion. The state dict holds `fc` (embedding_size, num_classes * centers_per_class), the
+    the most. Where labels are not looked at, one that is no class has a loss of NaN. The state
+    dict holds `fc` (embedding_size, num_classes * centers_per_class), the
     centres as columns, class after class, by Kaiming's uniform initialisation at the start.
 
     Args:
@@ -297,6 +305,121 @@ class SoftTripleLoss(_ProxyLoss):
             metric=self.metric,
             reduction="none",
         )
-        if weights is not None:
-            loss = loss * weights.to(loss.dtype)
-        return reduce_over_rows(loss, self.reduction)
+        return _weighted(loss, weights, self.reduction)
+
+
+class SubCenterArcFaceLoss(_ProxyLoss):
+    """Sub-centre ArcFace loss, with pytorch-metric-learning's call and defaults.
+
+    With one centre a class it is the ArcFace loss. An `indices_tuple` multiplies the embeddings'
+    losses with weights: how often each occurs, over the most. Where labels are not looked at, one
+    that is no class has a loss of NaN. Embeddings and centres may have any length. The state dict
+    holds `W` (embedding_size, num_classes * sub_centers), the centres as columns, class after
+    class, normally distributed at the start.
+
+    Args:
+        num_classes: labels are in [0, num_classes).
+        embedding_size: dimensions of the embeddings.
+        margin: an angle in degrees, from 0 to 180, 28.6 by default.
+        scale: factor of the cosines in the cross-entropy, greater than 0, 64 by default.
+        sub_centers: centres of every class, 3 by default.
+        reduction: "mean" over the embeddings (default), "sum", or "none".
+
+    Raises:
+        TypeError: a keyword that this loss does not take, or a wrong type.
+        ValueError: an unknown option, NaN, a size below 1, or a number out of its range.
+    """
+
+    shown = ("num_classes", "embedding_size", "margin", "scale", "sub_centers", "reduction")
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        margin: float = 28.6,
+        scale: float = 64.0,
+        sub_centers: int = 3,
+        *,
+        reduction: str = "mean",
+        **unknown: Any,
+    ) -> None:
+        super().__init__(
+            num_classes,
+            embedding_size,
+            metric="cosine",
+            normalize=True,
+            reduction=reduction,
+            unknown=unknown,
+        )
+        self.margin = check_angle("margin", margin)
+        self.scale = check_positive("scale", scale)
+        self.sub_centers = check_count("sub_centers", sub_centers)
+        self.W = nn.Parameter(torch.empty(embedding_size, num_classes * sub_centers))
+        nn.init.normal_(self.W)
+
+    def _of_rows(self, x: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+        x, centers = promoted(x, self.W.T)
+        loss = functional.sub_center_arcface_loss(
+            x,
+            labels,
+            centers,
+            centers_per_class=self.sub_centers,
+            margin=self.margin,
+            scale=self.scale,
+            reduction="none",
+        )
+        return _weighted(loss, weights, self.reduction)
+
+    @torch.no_grad()
+    def get_outliers(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        threshold: float = 75.0,
+        return_dominant_centers: bool = True,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Finds embeddings that are far from the dominant centre of their class.
+
+        That is the centre which is the nearest to the most embeddings of the class, the lowest of
+        such centres. What is far from it has a wrong label, or should not be learnt from.
+
+        Args:
+            embeddings: (N, embedding_size) floating.
+            labels: (N,) integers in [0, num_classes).
+            threshold: an angle in degrees, from 0 to 180, beyond which it is far, 75 by default.
+            return_dominant_centers: whether to return the centres, too.
+
+        Returns:
+            (M,) int64 rows, class after class and ascending within a class; and
+            (embedding_size, num_classes) the dominant centres as columns, 0 for a class without
+            embeddings. Memory O(N·sub_centers·embedding_size).
+
+        Raises:
+            TypeError: something is not a tensor, number or flag, or has a wrong dtype.
+            ValueError: a wrong shape or device, a number out of its range, or a label that is no
+                class.
+        """
+        bound = math.cos(math.radians(check_angle("threshold", threshold)))
+        check_flag("return_dominant_centers", return_dominant_centers)
+        pairs = self._checked(embeddings, labels)
+        x, columns = promoted(pairs.x, self.W.T)
+        centers = columns.unflatten(0, (self.num_classes, self.sub_centers))
+        units = unit_rows(centers[pairs.labels])
+        cosine = (unit_rows(x)[:, None] * units).sum(2)
+        nearest = pairs.labels * self.sub_centers + cosine.argmax(1)
+        votes = nearest.bincount(minlength=len(columns)).unflatten(0, centers.shape[:2])
+        dominant = votes.argmax(1)
+        far = cosine.gather(1, dominant[pairs.labels, None])[:, 0] < bound
+        order = pairs.labels.argsort(stable=True)
+        outliers = order[far[order]]
+        if not return_dominant_centers:
+            return outliers
+        chosen = centers[torch.arange(self.num_classes, device=x.device), dominant]
+        return outliers, torch.where(votes.any(1, keepdim=True), chosen, 0.0).T
+
+
+def _weighted(loss: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
+    """The reduction of (N,) losses, with a weight for each where a tuple gave them."""
+    if weights is not None:
+        loss = loss * weights.to(loss.dtype)
+    return reduce_over_rows(loss, reduction)

@@ -42,6 +42,7 @@ def register(
     backward: Callable[..., tuple[Tensor | None, ...]],
     reference_backward: Callable[..., Tensor | tuple[Tensor, ...]] | None = None,
     fake_backward: Callable[..., Tensor | tuple[Tensor, ...]] | None = None,
+    has_kernel: bool = True,
     has_backward_kernel: bool = True,
 ) -> None:
     """Registers an operator and its backward operator, `<name>_backward`, where it has its own.
@@ -60,6 +61,7 @@ def register(
         reference_backward: the gradient in plain torch, annotated; None where `backward` uses the
             backward operator of another.
         fake_backward: shapes and dtypes of the gradient, where `reference_backward` is given.
+        has_kernel: whether the compiled library defines the operator, too.
         has_backward_kernel: False where the backward operator is plain torch alone, and `backward`
             uses it by `reference_operators`.
 
@@ -70,12 +72,13 @@ def register(
     if reference_backward is not None:
         backward_name = f"{_REFERENCE}::{name}_backward"
         torch.library.custom_op(backward_name, _contiguous(reference_backward), mutates_args=())
-    if _library.cpu_status.loaded and not hasattr(getattr(torch.ops, _KERNELS), name):
+    compiled = has_kernel and _library.cpu_status.loaded
+    if compiled and not hasattr(getattr(torch.ops, _KERNELS), name):
         raise ImportError(
             f"dmlfast: the compiled library has no operator {name!r}: it was built from other "
             "sources than these; build it again with `pip install .`"
         )
-    for namespace in [_REFERENCE] + [_KERNELS] * _library.cpu_status.loaded:
+    for namespace in [_REFERENCE] + [_KERNELS] * compiled:
         _register_in(namespace, name, fake, save_for_backward, backward)
         if fake_backward is not None and (has_backward_kernel or namespace == _REFERENCE):
             _register_backward_in(namespace, name, fake_backward)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from dmlfast._normalize import unit_rows
 from dmlfast.ops._arguments import (
     METRICS,
     Pairs,
-    check_classes,
-    check_count,
     check_embeddings,
     check_integers,
     check_number,
@@ -21,10 +18,10 @@ from dmlfast.ops._arguments import (
     check_tensor,
     describe,
 )
-from dmlfast.ops._reduction import REDUCTIONS, nan_marks, reduce, reduce_over_rows, softplus
+from dmlfast.ops._reduction import REDUCTIONS, nan_marks, reduce, softplus
 from dmlfast.ops.contrast_softmax import base_distance, nca_rows
 from dmlfast.ops.contrast_sums import ContrastSums, contrast_sums
-from dmlfast.reference.distances import chunk_rows, distance_dtype, fixed_order_sum
+from dmlfast.reference.distances import fixed_order_sum
 
 _SIMILARITIES = ("cosine", "dot")
 
@@ -193,84 +190,3 @@ def _check_offsets(value: object, x: Tensor) -> Tensor:
             f"offsets: expected shape ({x.shape[0]},) on {x.device}, got {describe(offsets)}"
         )
     return offsets.detach()
-
-
-def soft_triple_loss(
-    x: Tensor,
-    labels: Tensor,
-    centers: Tensor,
-    *,
-    centers_per_class: int = 10,
-    la: float = 20.0,
-    gamma: float = 0.1,
-    margin: float = 0.01,
-    metric: str = "cosine",
-    reduction: str = "mean",
-) -> Tensor:
-    """SoftTriple loss: the cross-entropy of relaxed similarities to several centres a class.
-
-    The similarity of an embedding to a class is that to its centres, S_k, averaged with the
-    weights softmax_k(S_k / gamma); `margin` is taken from that to the own class, and all are
-    multiplied by `la`.
-
-    Args:
-        x: (N, d) embeddings; float16, bfloat16, float32 or float64. Not normalised here.
-        labels: (N,) classes in [0, C), any integer dtype.
-        centers: (C * centers_per_class, d) of the dtype and device of `x`, class after class.
-        centers_per_class: K.
-        la: factor of the similarities in the cross-entropy.
-        gamma: temperature of the weights, greater than 0.
-        margin: a similarity.
-        metric: "cosine" (default) or "dot".
-        reduction: "mean" over all embeddings, "sum", or "none".
-
-    Returns:
-        A scalar, or (N,) losses with reduction "none". float64 for float64 inputs, else float32.
-        Differentiable in `x` and `centers`.
-
-    Memory: plain torch over blocks of rows, which the backward pass computes again: several
-    temporaries of 2^22 elements, and in training some kB a row.
-
-    Raises:
-        TypeError: something is not a tensor or number, or has a wrong dtype.
-        ValueError: a wrong shape, device or option, or a label outside [0, C); on CUDA and in a
-            compiled call that is torch's own failed assertion.
-
-    Source: Qian et al., "SoftTriple loss: deep metric learning without triplet sampling", ICCV
-    2019, without its regulariser.
-    """
-    la, gamma = check_number("la", la), check_positive("gamma", gamma)
-    margin = check_number("margin", margin)
-    check_option("metric", metric, _SIMILARITIES)
-    check_option("reduction", reduction, REDUCTIONS)
-    embeddings = check_embeddings("x", x)
-    classes = check_integers("labels", labels, embeddings.shape[0], embeddings.device)
-    others = check_references("centers", centers, "x", embeddings)
-    if others.shape[0] % check_count("centers_per_class", centers_per_class):
-        raise ValueError(
-            f"centers: expected a multiple of {centers_per_class} rows, got {describe(others)}"
-        )
-    check_classes("labels", classes, others.shape[0] // centers_per_class)
-    dtype = distance_dtype(embeddings)
-    rows, columns = embeddings.to(dtype), others.to(dtype)
-    if metric == "cosine":
-        rows, columns = unit_rows(rows), unit_rows(columns)
-
-    def block(part: Tensor, own: Tensor, columns: Tensor) -> Tensor:
-        with torch.autocast(part.device.type, enabled=False):
-            similarity = (part @ columns.T).view(
-                part.shape[0], others.shape[0] // centers_per_class, centers_per_class
-            )
-        relaxed = ((similarity / gamma).softmax(2) * similarity).sum(2)
-        taken = torch.nn.functional.one_hot(own, relaxed.shape[1]) * margin
-        return torch.nn.functional.cross_entropy(la * (relaxed - taken), own, reduction="none")
-
-    size = chunk_rows(others.shape[0])
-    starts = range(0, max(1, rows.shape[0]), size)
-    losses = [
-        checkpoint(block, rows[s : s + size], classes[s : s + size], columns, use_reentrant=False)
-        if len(starts) > 1
-        else block(rows, classes, columns)
-        for s in starts
-    ]
-    return reduce_over_rows(torch.cat(losses), reduction)
