@@ -326,6 +326,7 @@ SAME = [
     "distance_statistics",
     *("ranking", "synthetic_ranking"),
     *("multi_cluster", "soft_assignment"),
+    *("soft_triple", "sub_center_arcface"),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dmlfast.benchmarking.workload import Workload
 from dmlfast.benchmarking.workloads import (
+    classes,
     clusters,
     contrast,
     pairwise,
@@ -17,6 +18,15 @@ __all__ = ["WORKLOADS"]
 
 WORKLOADS: dict[str, Workload] = {
     workload.name: workload
-    for module in (triplet, contrast, ranking, structure, clusters, pairwise, selections)
+    for module in (
+        triplet,
+        contrast,
+        classes,
+        ranking,
+        structure,
+        clusters,
+        pairwise,
+        selections,
+    )
     for workload in module.WORKLOADS
 }
