@@ -192,10 +192,8 @@ def gradient_tolerances(
     sums, own = WEIGHTED * (far @ y) + far.sum(1, keepdim=True) * y_off, far.sum(1, keepdim=True)
     to_e = w * (sums + ALONE * own * e + (close * apart).sum(1))
     squares = WEIGHTED * (far @ y.square()) + own * y_off * of_rows
-    by_sums = (close * apart * (p.e[:, None] + p.y[None]).abs()).sum(1) + 2 * e * (
-        sums + (close * apart).sum(1)
-    )
-    to_w = (squares + ALONE * own * e.square() + by_sums) / 2
+    to_w = (squares + ALONE * own * e.square() + 2 * e * sums) / 2
+    to_w = to_w + (close * apart.square()).sum(1) / 2
     own = far.sum(0)[:, None]
     to_y = 2 * y * (WEIGHTED * (far.T @ w) + own * w_off)
     to_y = to_y + WEIGHTED * (far.T @ (w * e)) + own * w_off * of_rows

@@ -170,8 +170,23 @@ def test_near_duplicates_keep_their_digits(squared, backend, gap, size):
     assert torch.equal(distance.diagonal(), torch.zeros(80))
     to_e, to_w = torch.autograd.grad((expected * up).sum(), double)
     assert_near(actual[0], to_e, 1e-6)
-    # By w it is as small as the distance itself: measured against what an ordinary pair gives.
-    assert_near(actual[1], to_w, 1e-6, slack=1e-6)
+    assert_near(actual[1], to_w, 1e-6)
+
+
+@each_squared
+@each_backend
+@pytest.mark.parametrize("deviation", [1e-3, 1e-5])
+def test_gradients_of_collapsed_classes_keep_their_digits(squared, backend, deviation):
+    labels = torch.arange(60) % 4
+    e = 3 * rows(4, 8).detach()[labels] + deviation * rows(60, 8, seed=1).detach()
+    e, w = e.requires_grad_(), weights(60, 8)
+    up = (labels[:, None] == labels[None]).float()
+    with use_backend(backend):
+        actual = torch.autograd.grad(F.adaptive_distance(e, w, squared=squared), (e, w), up)
+    double = doubles(e, w)
+    expected = torch.autograd.grad((written_out(*double, squared=squared) * up).sum(), double)
+    for gradient, right in zip(actual, expected, strict=True):
+        assert_near(gradient, right, 1e-6)
 
 
 @each_form

@@ -211,7 +211,7 @@ WalkTask StructurePair::task(const GradientSums* x, const GradientSums* y) const
                               least_sum_,
                               this,
                               &StructurePair::squares,
-                              &StructurePair::add_differences};
+                              nullptr};
   return {x_rows_,
           y_rows_,
           false,
@@ -245,33 +245,56 @@ void StructurePair::squares(const void* pair, int64_t x, int64_t first, const in
   }
 }
 
-// So that what StructureGradients makes of the sums is the gradient of these pairs, too. Their
-// differences enter as such; only for the weights is there a rest that cancels, no greater than
-// what other pairs round.
-void StructurePair::add_differences(const void* pair, int64_t x, int64_t first,
-                                    const int32_t* columns, int64_t count, const float* weights,
-                                    float* x_sums, float* y_sums, int64_t stride) {
-  const auto& self = *static_cast<const StructurePair*>(pair);
+StructureGradients::StructureGradients(const StructurePair& pair)
+    : pair_(pair),
+      x_(pair.x()),
+      y_(pair.y()),
+      x_near_(new double[2 * pair.anchors() * pair.dimensions()]()),
+      y_near_(new double[pair.references() * pair.dimensions()]()) {}
+
+WalkTask StructureGradients::task() const {
+  WalkTask task = pair_.task(&x_, &y_);
+  task.distance.rows = this;
+  task.distance.squares = &StructureGradients::squares;
+  task.distance.add_differences = &StructureGradients::add_differences;
+  return task;
+}
+
+void StructureGradients::squares(const void* gradients, int64_t x, int64_t first,
+                                 const int32_t* columns, int64_t count, float* values) {
+  const auto& self = *static_cast<const StructureGradients*>(gradients);
+  StructurePair::squares(&self.pair_, x, first, columns, count, values);
+}
+
+void StructureGradients::add_differences(const void* gradients, int64_t x, int64_t first,
+                                         const int32_t* columns, int64_t count,
+                                         const float* weights, float*, float*, int64_t) {
+  const auto& self = *static_cast<const StructureGradients*>(gradients);
+  const StructurePair& pair = self.pair_;
   thread_local std::vector<double> own;
   thread_local std::vector<double> row;
   thread_local std::vector<double> other;
-  const int64_t dimensions = self.dimensions();
-  own.resize(dimensions);
-  self.w_.read_row(x, own.data());
-  self.read_packed(self.e_, x, row);
+  const int64_t dimensions = pair.dimensions();
+  for (std::vector<double>* values : {&own, &row, &other}) {
+    values->resize(dimensions);
+  }
+  pair.w_.read_row(x, own.data());
+  pair.e_.read_row(x, row.data());
+  double* const by_e = self.x_near(x);
+  double* const by_w = by_e + dimensions;
   for (int64_t n = 0; n < count; ++n) {
     const double weight = weights[columns[n]];
     if (weight == 0.0) {
       continue;
     }
-    self.read_packed(self.y_, first + columns[n], other);
-    float* others = y_sums + columns[n] * stride;
+    pair.y_.read_row(first + columns[n], other.data());
+    double* const by_y = self.y_near(first + columns[n]);
     for (int64_t k = 0; k < dimensions; ++k) {
       const double difference = row[k] - other[k];
       const double pull = weight * difference;
-      x_sums[k] += static_cast<float>(pull * (difference - 2.0 * row[k]));
-      x_sums[dimensions + k] -= static_cast<float>(pull);
-      others[dimensions + k] -= static_cast<float>(2.0 * own[k] * self.weight_scale_ * pull);
+      by_e[k] += pull;
+      by_w[k] += pull * difference;
+      by_y[k] += own[k] * pull;
     }
   }
 }
@@ -279,6 +302,7 @@ void StructurePair::add_differences(const void* pair, int64_t x, int64_t first,
 // With sums P of weights, of [y y, y] for anchors and of [w, -2 w e] for references:
 //   by w: sum P (e - y)^2 = e^2 sum P - 2 e sum P y + sum P y^2,
 //   by e: 2 w sum P (e - y),  by y: 2 sum P w (y - e).
+// Near pairs have sums of what is before the equals sign: of the rest next to nothing would be left.
 void StructureGradients::read_anchor(int64_t position, double factor, std::vector<double>& to_e,
                                      std::vector<double>& to_w) const {
   thread_local std::vector<double> row;
@@ -289,6 +313,7 @@ void StructureGradients::read_anchor(int64_t position, double factor, std::vecto
   pair_.w_.read_row(position, to_w.data());
   const float* sums = x_.view().sums + position * x_.view().stride;
   const double own = x_.view().own[position];
+  const double* near = x_near(position);
   const double by_w = factor / (pair_.scale_ * pair_.scale_);
   const double by_e = 2.0 * factor / pair_.scale_;
   for (int64_t k = 0; k < dimensions; ++k) {
@@ -296,8 +321,9 @@ void StructureGradients::read_anchor(int64_t position, double factor, std::vecto
     const double value = static_cast<double>(static_cast<float>(row[k]));
     const double squares = sums[k];
     const double products = sums[dimensions + k];
-    to_e[k] = by_e * to_w[k] * (value * own - products);
-    to_w[k] = by_w * (value * (value * own - 2.0 * products) + squares);
+    to_e[k] = to_w[k] * (by_e * (value * own - products) + 2.0 * factor * near[k]);
+    to_w[k] = by_w * (value * (value * own - 2.0 * products) + squares) +
+              factor * near[dimensions + k];
   }
 }
 
@@ -307,11 +333,13 @@ void StructureGradients::add_reference(int64_t position, double factor,
   const int64_t dimensions = pair_.dimensions();
   pair_.read_packed(pair_.y_, position, row);
   const float* sums = y_.view().sums + position * y_.view().stride;
+  const double* near = y_near(position);
   const double by_y = factor / (pair_.scale_ * pair_.weight_scale_);
   for (int64_t k = 0; k < dimensions; ++k) {
     const double value = static_cast<double>(static_cast<float>(row[k]));
     to_y[k] += by_y * (2.0 * value * static_cast<double>(sums[k]) +
-                       static_cast<double>(sums[dimensions + k]));
+                       static_cast<double>(sums[dimensions + k])) -
+               2.0 * factor * near[k];
   }
 }
 

@@ -46,6 +46,7 @@ class StructurePair {
   // A packed distance of 1 is this distance, a power of two.
   double unit() const;
 
+  // What near pairs add to a gradient is not in it.
   WalkTask task(const GradientSums* x, const GradientSums* y) const;
 
  private:
@@ -57,12 +58,9 @@ class StructurePair {
   void pack_references();
   // A row less the centre, scaled.
   void read_packed(const Matrix& rows, int64_t row, std::vector<double>& to) const;
-  // As PairDistance has them.
+  // As PairDistance has it.
   static void squares(const void* pair, int64_t x, int64_t first, const int32_t* columns,
                       int64_t count, float* values);
-  static void add_differences(const void* pair, int64_t x, int64_t first, const int32_t* columns,
-                              int64_t count, const float* weights, float* x_sums, float* y_sums,
-                              int64_t stride);
 
   const Matrix e_;
   const Matrix w_;
@@ -88,10 +86,9 @@ class StructureGradients {
  public:
   using IsLost = std::function<bool(int64_t)>;
 
-  explicit StructureGradients(const StructurePair& pair)
-      : pair_(pair), x_(pair.x()), y_(pair.y()) {}
+  explicit StructureGradients(const StructurePair& pair);
 
-  WalkTask task() const { return pair_.task(&x_, &y_); }
+  WalkTask task() const;
   const GradientSums& x() const { return x_; }
   const GradientSums& y() const { return y_; }
 
@@ -102,6 +99,18 @@ class StructureGradients {
              torch::stable::Tensor& grad_w, torch::stable::Tensor& grad_references) const;
 
  private:
+  // As PairDistance has them.
+  static void squares(const void* gradients, int64_t x, int64_t first, const int32_t* columns,
+                      int64_t count, float* values);
+  static void add_differences(const void* gradients, int64_t x, int64_t first,
+                              const int32_t* columns, int64_t count, const float* weights,
+                              float* x_sums, float* y_sums, int64_t stride);
+
+  double* x_near(int64_t position) const {
+    return x_near_.get() + 2 * position * pair_.dimensions();
+  }
+  double* y_near(int64_t position) const { return y_near_.get() + position * pair_.dimensions(); }
+
   void read_anchor(int64_t position, double factor, std::vector<double>& to_e,
                    std::vector<double>& to_w) const;
   void add_reference(int64_t position, double factor, std::vector<double>& to_y) const;
@@ -109,6 +118,10 @@ class StructureGradients {
   const StructurePair& pair_;
   GradientSums x_;
   GradientSums y_;
+  // Of near pairs, of differences of the values as given: [anchor][sums P (e - y), P (e - y)^2] and
+  // [reference][sums P w (e - y)].
+  std::unique_ptr<double[]> x_near_;
+  std::unique_ptr<double[]> y_near_;
 };
 
 }  // namespace dmlfast::cpu

@@ -24,8 +24,7 @@ struct RowUnits {
   __device__ explicit RowUnits(const DistanceTask& task)
       : row(scalbn(1.0, task.weights.scale->rows - kScaledExponent)),
         weight(scalbn(1.0, task.weights.scale->weights - kScaledExponent)),
-        pair(task.metric == Metric::euclidean ? scalbn(1.0, -unit_exponent(task.metric, task.scale))
-                                              : 1.0) {}
+        pair(weight_unit(task)) {}
 };
 
 // A row's element, less the centre, in packed units.
@@ -53,9 +52,10 @@ __global__ void anchor_rows_kernel(RowArguments a) {
         const double product = sums.column(dimensions + k);
         const double square = scalbn(sums.column(k), kScaledExponent);
         const double weight = element(a.w, row, k);
-        by_e = units.pair * units.row * weight * (value * own - product);
+        by_e = units.pair * units.row * weight * (value * own - product) + sums.near(k);
         by_w = 0.5 * units.pair * units.row * units.row *
-               (value * (value * own - 2.0 * product) + square);
+                   (value * (value * own - 2.0 * product) + square) +
+               sums.near(dimensions + k);
       }
       if (a.of_partners != nullptr) {
         by_e += a.of_partners[row * dimensions + k];
@@ -79,7 +79,8 @@ __global__ void reference_rows_kernel(RowArguments a) {
       if (is_used) {
         const double value = packed_element(task, row, k, units.row);
         const double product = scalbn(sums.column(dimensions + k), kScaledExponent);
-        by_y = -units.pair * units.row * units.weight * (2.0 * value * sums.column(k) + product);
+        by_y = -units.pair * units.row * units.weight * (2.0 * value * sums.column(k) + product) +
+               sums.near(k);
       }
       if (a.partners != nullptr) {
         a.partners[row * dimensions + k] = static_cast<float>(by_y);
@@ -114,6 +115,7 @@ StructureSums StructureSums::take(Workspace& workspace, const StructureRows& row
   memory.pairs = StructureMemory::take(workspace, rows);
   memory.sums.rows = workspace.take<float>(sums * padded_columns(2 * rows.e.columns));
   memory.sums.weights = workspace.take<float>(sums);
+  memory.sums.near = workspace.take<float>(sums * padded_columns(2 * rows.e.columns));
   memory.of_partners =
       rows.within_batch ? workspace.take<float>(anchors * rows.e.columns) : nullptr;
   memory.lost_anchors = workspace.take<uint8_t>(anchors);

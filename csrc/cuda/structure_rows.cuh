@@ -9,6 +9,7 @@ namespace dmlfast::cuda {
 // pairs, in the units of their packed distances,
 //   by w: sum P (e - y)^2 / 2 = (e^2 sum P - 2 e sum P y + sum P y^2) / 2,
 //   by e: w (e sum P - sum P y),  by y: y sum P w - sum P w e.
+// Near pairs have sums of their gradients: of these they would leave next to nothing.
 struct StructureSums {
   StructureMemory pairs;
   GradientSums sums;   // of one walk after the other

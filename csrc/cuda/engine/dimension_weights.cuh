@@ -40,22 +40,17 @@ struct DimensionWeights {
     return sum;
   }
 
-  // What a near pair adds to the sums of its row x in a column of the packed rows: that of the
-  // packed y, less that of an x without difference from it. So what is made of the sums, with no
-  // weight of its own, is the gradient of this pair, too.
-  __device__ double packed_difference(const AnyRows& x_rows, const AnyRows& y_rows, int64_t x,
-                                      int64_t y, int64_t column) const {
-    const bool is_square = column < x_rows.columns;
-    const int64_t k = is_square ? column : column - x_rows.columns;
-    const double from = element(x_rows, x, k);
-    const double to = element(y_rows, y, k);
-    double difference = (to - from) * scalbn(1.0, kScaledExponent - scale->rows);
-    if (are_of_columns) {
-      const double weight = element(rows, y, k) * scalbn(1.0, -scale->weights);
-      return is_square ? 0.0 : difference * weight;
+  // What a near pair, whose difference has the weight 1, adds to the gradients of its row x, which
+  // take as many columns as a packed row: by the elements, then, of an anchor, by the weights.
+  __device__ double near_gradient(const AnyRows& x_rows, const AnyRows& y_rows, int64_t x,
+                                  int64_t y, int64_t column) const {
+    const bool is_by_weight = column >= x_rows.columns;
+    const int64_t k = is_by_weight ? column - x_rows.columns : column;
+    const double difference = element(x_rows, x, k) - element(y_rows, y, k);
+    if (is_by_weight) {
+      return are_of_columns ? 0.0 : 0.5 * difference * difference;
     }
-    const double sum = (to + from - 2.0 * centre[k]) * scalbn(1.0, -scale->rows);
-    return is_square ? difference * sum : difference;
+    return element(rows, are_of_columns ? y : x, k) * difference;
   }
 };
 

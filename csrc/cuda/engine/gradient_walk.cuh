@@ -35,10 +35,18 @@ __device__ inline float weight_of(Metric metric, float derivative, float distanc
   return distance == distance ? weight : 0.0f;
 }
 
+// What a weight is multiplied by to be that of the difference of the rows as given.
+__device__ inline double weight_unit(const DistanceTask& task) {
+  return task.metric == Metric::euclidean ? scalbn(1.0, -unit_exponent(task.metric, task.scale))
+                                          : 1.0;
+}
+
 // Sums of an item: over its tiles, of weighted rows of y and of the weights themselves.
 struct GradientSums {
   float* rows;     // (items, 128 rows, padded columns)
   float* weights;  // (items, 128 rows)
+  // Of rows with weights of the dimensions, as `rows`: what near pairs add to the gradients.
+  float* near = nullptr;
 };
 
 struct GradientTask {
@@ -293,9 +301,11 @@ class GradientWalk {
 
   __device__ int64_t first_row() const { return int64_t{place_.item} * kTileRows; }
 
-  __device__ float* sums_row(int row) const {
-    return task_.sums.rows + (first_row() + row) * task_.walk.x.padded_columns;
+  __device__ float* row_of(float* sums, int row) const {
+    return sums + (first_row() + row) * task_.walk.x.padded_columns;
   }
+
+  __device__ float* sums_row(int row) const { return row_of(task_.sums.rows, row); }
 
   __device__ int columns() const {
     return min(kGradientColumns, task_.walk.x.padded_columns - place_.first_column);
@@ -308,6 +318,9 @@ class GradientWalk {
     for (int row = first; row < first + 16; ++row) {
       for (int k = lane; k < columns() && !task_.accumulates; k += 32) {
         sums_row(row)[place_.first_column + k] = 0.0f;
+        if (task_.sums.near != nullptr) {
+          row_of(task_.sums.near, row)[place_.first_column + k] = 0.0f;
+        }
       }
       if (lane == 0) {
         weight_sum(row) = 0.0f;
@@ -325,18 +338,20 @@ class GradientWalk {
   }
 
   // Adds weight * (y - x), from the values as given, in packed units; of rows with weights of the
-  // dimensions, what stands for the difference of their packed rows.
+  // dimensions, the gradients themselves: their packed rows have squares, by which what is left of
+  // close rows would be lost.
   __device__ void add_difference(int row, int column, float weight) const {
     const int lane = lane_number();
     const DistanceTask& task = task_.distances;
     const int64_t x = task.x_order[rows_.anchors[row]];
     const int64_t y = task.y_order[column];
     if (task.weights.exist()) {
+      const double scale = weight * weight_unit(task);
       const int64_t end = min(int64_t{place_.first_column} + columns(), 2 * task.x_rows.columns);
 #pragma unroll 1
       for (int64_t k = place_.first_column + lane; k < end; k += 32) {
-        const double difference = task.weights.packed_difference(task.x_rows, task.y_rows, x, y, k);
-        sums_row(row)[k] += static_cast<float>(weight * difference);
+        const double gradient = task.weights.near_gradient(task.x_rows, task.y_rows, x, y, k);
+        row_of(task_.sums.near, row)[k] += static_cast<float>(scale * gradient);
       }
     } else {
       const double scale = weight / unit_of(task.metric, task.scale);
@@ -452,6 +467,7 @@ class PartSums {
         first_(first_part_of(split_, position)) {}
 
   __device__ double column(int64_t k) const { return sum(sums_.rows + k, columns_); }
+  __device__ double near(int64_t k) const { return sum(sums_.near + k, columns_); }
   __device__ double weight() const { return sum(sums_.weights, 1); }
 
  private:
