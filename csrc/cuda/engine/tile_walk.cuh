@@ -3,12 +3,12 @@
 //
 // A policy has
 //   kMultiplies                      whether it wants products at all
-//   kColumnValues, column_values(i)  float arrays by column, padded to whole tiles, at hand per
-//   tile tiles(rows)                      the column tiles that a block of queries wants State what
-//   a thread keeps from tile to tile, for its two rows start(state, rows)               once per
-//   block of queries and part of the columns take(state, tile, fragment)      a tile of products,
-//   of which it may make what it likes finish(state, rows, item)        what there is after the
-//   last tile
+//   kColumnValues, column_values(i)  float arrays by column, padded to whole tiles, for each tile
+//   tiles(rows)                      the column tiles that a block of queries wants
+//   State                            what a thread keeps from tile to tile, for its two rows
+//   start(state, rows)               once per block of queries and part of the columns
+//   take(state, tile, fragment)      a tile of products, of which it may make what it likes
+//   finish(state, rows, item)        what there is after the last tile
 #pragma once
 
 #include "engine/queries.cuh"
