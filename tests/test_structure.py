@@ -189,6 +189,29 @@ def test_gradients_of_collapsed_classes_keep_their_digits(squared, backend, devi
         assert_near(gradient, right, 1e-6)
 
 
+@each_squared
+@each_backend
+@pytest.mark.parametrize(("kind", "factor"), [("row", 1e15), ("row", 1e35), ("weights", 1e37)])
+def test_one_row_far_greater_leaves_the_others_their_digits(squared, backend, kind, factor):
+    e, w = rows(40, 8).detach(), weights(40, 8).detach()
+    (e if kind == "row" else w)[3] *= factor
+    e, w = e.requires_grad_(), w.requires_grad_()
+    others = torch.arange(40) != 3
+    up = (others[:, None] & others[None]).float()
+    with use_backend(backend):
+        distance = F.adaptive_distance(e, w, squared=squared)
+        actual = torch.autograd.grad(distance, (e, w), up)
+    double = doubles(e, w)
+    expected = written_out(*double, squared=squared)
+    found, right = (x.double()[others][:, others] for x in (distance, expected))
+    torch.testing.assert_close(found, right, rtol=1e-6, atol=0)
+    # Also where the distances to it are infinite.
+    torch.testing.assert_close(distance.double(), expected.float().double(), rtol=1e-6, atol=0)
+    gradients = torch.autograd.grad(torch.where(up > 0, expected, 0.0).sum(), double)
+    for gradient, right in zip(actual, gradients, strict=True):
+        assert_near(gradient, right, 1e-6)
+
+
 @each_form
 @each_backend
 @each_dtype

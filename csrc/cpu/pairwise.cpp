@@ -96,16 +96,17 @@ Tensor pairwise_distance(Tensor x, std::optional<Tensor> references, std::string
   const WalkPair& pair = rows.pair();
   Tensor distance = torch::stable::new_empty(x, {x.size(0), pair.y().rows()}, ScalarType::Float);
   const UnitFactors factors(pair.unit());
-  const DistanceTask task{pair.task(nullptr, nullptr),
-                          factors.unit_high,
-                          factors.unit_low,
-                          factors.packed_high,
-                          factors.packed_low,
-                          static_cast<float*>(distance.mutable_data_ptr()),
-                          pair.y().rows(),
-                          nullptr,
-                          0,
-                          0};
+  DistanceTask task{pair.task(nullptr, nullptr),
+                    factors.unit_high,
+                    factors.unit_low,
+                    factors.packed_high,
+                    factors.packed_low,
+                    static_cast<float*>(distance.mutable_data_ptr()),
+                    pair.y().rows(),
+                    nullptr,
+                    0,
+                    0};
+  task.walk.distance.near_unit = 1.0;
   const DistanceFunction store = DMLFAST_OF_ISA(pairwise_distances);
   meet_all(task.walk, [&](Span a, Span b) { store(task, a, b); });
   return distance;

@@ -23,8 +23,15 @@ class StorePolicy {
       return;
     }
     float* values = strip.values[r];
+    float near[kBlockColumns];
+    for (int32_t n = 0; n < strip.near_counts[r]; ++n) {
+      near[n] = values[strip.near[r][n]];
+    }
     for (int64_t c = 0; c < strip.columns; c += kLanes) {
       store(values + c, load(values + c) * task_.unit_high * task_.unit_low);
+    }
+    for (int32_t n = 0; n < strip.near_counts[r]; ++n) {
+      values[strip.near[r][n]] = near[n];
     }
     float* to = task_.distances + row * task_.columns + strip.first_column;
     const int64_t columns = columns_of(strip);

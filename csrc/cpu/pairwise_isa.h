@@ -8,8 +8,8 @@
 
 namespace dmlfast::cpu {
 
-// Writes distances, as they are or, with a gradient, replaced by weights. The rows of the matrices
-// are in label order where that is their own order: there are no labels.
+// Writes distances, those of near pairs as they come, or, with a gradient, weighs them. The rows
+// of the matrices are in label order where that is their own order: there are no labels.
 struct DistanceTask {
   WalkTask walk;
   // The distance that a packed distance of 1 is, and the inverse, each as two factors: their

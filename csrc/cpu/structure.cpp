@@ -22,17 +22,17 @@ using torch::stable::Tensor;
 // The loops of plain distances store these, too: they differ in what is packed.
 void walk(const StructurePair& pair, const WalkTask& walk, float* distances, const Tensor* grad) {
   const UnitFactors factors(pair.unit());
-  const DistanceTask task{
-      walk,
-      factors.unit_high,
-      factors.unit_low,
-      factors.packed_high,
-      factors.packed_low,
-      distances,
-      pair.references(),
-      grad == nullptr ? nullptr : static_cast<const float*>(grad->const_data_ptr()),
-      grad == nullptr ? 0 : grad->stride(0),
-      grad == nullptr ? 0 : grad->stride(1)};
+  DistanceTask task{walk,
+                    factors.unit_high,
+                    factors.unit_low,
+                    factors.packed_high,
+                    factors.packed_low,
+                    distances,
+                    pair.references(),
+                    grad == nullptr ? nullptr : static_cast<const float*>(grad->const_data_ptr()),
+                    grad == nullptr ? 0 : grad->stride(0),
+                    grad == nullptr ? 0 : grad->stride(1)};
+  task.walk.distance.near_unit = 1.0;
   const DistanceFunction run = DMLFAST_OF_ISA(pairwise_distances);
   meet_all(task.walk, [&](Span x, Span y) { run(task, x, y); });
 }

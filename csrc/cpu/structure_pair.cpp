@@ -23,8 +23,9 @@ constexpr double kLongRow = 0x1p30;
 // Keeps the squares of units inside the range of float32, as two factors.
 constexpr double kGreatestScale = 0x1p60;
 
-// Anchors as short as this, beside the longest row, come close to the end of float32's range.
-constexpr double kLeastPackedNorm = 1e-15;
+// Packed weights of anchors whose norms are below come close to the end of float32's range: there
+// they are off by 2^-150, and a square by up to 2^-90 in each dimension, below a 2^-37th of this.
+constexpr double kLeastPackedNorm = 1e-8;
 
 // The product of two halves of a packed row.
 int64_t depth_of(int64_t dimensions) { return 2 * dimensions; }
@@ -204,14 +205,8 @@ void StructurePair::pack_references() {
 }
 
 WalkTask StructurePair::task(const GradientSums* x, const GradientSums* y) const {
-  const PairDistance distance{true,
-                              !squared_,
-                              -1.0f,
-                              0.0f,
-                              least_sum_,
-                              this,
-                              &StructurePair::squares,
-                              nullptr};
+  const PairDistance distance{
+      true, !squared_, -1.0f, 0.0f, least_sum_, this, unit(), &StructurePair::distances, nullptr};
   return {x_rows_,
           y_rows_,
           false,
@@ -221,8 +216,8 @@ WalkTask StructurePair::task(const GradientSums* x, const GradientSums* y) const
           y == nullptr ? nullptr : &y->view()};
 }
 
-void StructurePair::squares(const void* pair, int64_t x, int64_t first, const int32_t* columns,
-                            int64_t count, float* values) {
+void StructurePair::distances(const void* pair, double unit, int64_t x, int64_t first,
+                              const int32_t* columns, int64_t count, float* values) {
   const auto& self = *static_cast<const StructurePair*>(pair);
   thread_local std::vector<double> weights;
   thread_local std::vector<double> row;
@@ -233,7 +228,6 @@ void StructurePair::squares(const void* pair, int64_t x, int64_t first, const in
   }
   self.w_.read_row(x, weights.data());
   self.e_.read_row(x, row.data());
-  const double factor = self.scale_ * self.scale_ * self.weight_scale_;
   for (int64_t n = 0; n < count; ++n) {
     self.y_.read_row(first + columns[n], other.data());
     double sum = 0.0;
@@ -241,7 +235,7 @@ void StructurePair::squares(const void* pair, int64_t x, int64_t first, const in
       const double difference = row[k] - other[k];
       sum += weights[k] * (difference * difference);
     }
-    values[columns[n]] = static_cast<float>(sum * factor);
+    values[columns[n]] = static_cast<float>((self.squared_ ? sum : std::sqrt(sum)) / unit);
   }
 }
 
@@ -255,15 +249,15 @@ StructureGradients::StructureGradients(const StructurePair& pair)
 WalkTask StructureGradients::task() const {
   WalkTask task = pair_.task(&x_, &y_);
   task.distance.rows = this;
-  task.distance.squares = &StructureGradients::squares;
+  task.distance.distances = &StructureGradients::distances;
   task.distance.add_differences = &StructureGradients::add_differences;
   return task;
 }
 
-void StructureGradients::squares(const void* gradients, int64_t x, int64_t first,
-                                 const int32_t* columns, int64_t count, float* values) {
+void StructureGradients::distances(const void* gradients, double unit, int64_t x, int64_t first,
+                                   const int32_t* columns, int64_t count, float* values) {
   const auto& self = *static_cast<const StructureGradients*>(gradients);
-  StructurePair::squares(&self.pair_, x, first, columns, count, values);
+  StructurePair::distances(&self.pair_, unit, x, first, columns, count, values);
 }
 
 void StructureGradients::add_differences(const void* gradients, int64_t x, int64_t first,
@@ -302,7 +296,8 @@ void StructureGradients::add_differences(const void* gradients, int64_t x, int64
 // With sums P of weights, of [y y, y] for anchors and of [w, -2 w e] for references:
 //   by w: sum P (e - y)^2 = e^2 sum P - 2 e sum P y + sum P y^2,
 //   by e: 2 w sum P (e - y),  by y: 2 sum P w (y - e).
-// Near pairs have sums of what is before the equals sign: of the rest next to nothing would be left.
+// Near pairs have sums of what is before the equals sign: of the rest next to nothing would be
+// left.
 void StructureGradients::read_anchor(int64_t position, double factor, std::vector<double>& to_e,
                                      std::vector<double>& to_w) const {
   thread_local std::vector<double> row;
@@ -322,8 +317,8 @@ void StructureGradients::read_anchor(int64_t position, double factor, std::vecto
     const double squares = sums[k];
     const double products = sums[dimensions + k];
     to_e[k] = to_w[k] * (by_e * (value * own - products) + 2.0 * factor * near[k]);
-    to_w[k] = by_w * (value * (value * own - 2.0 * products) + squares) +
-              factor * near[dimensions + k];
+    to_w[k] =
+        by_w * (value * (value * own - 2.0 * products) + squares) + factor * near[dimensions + k];
   }
 }
 

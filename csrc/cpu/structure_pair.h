@@ -59,8 +59,8 @@ class StructurePair {
   // A row less the centre, scaled.
   void read_packed(const Matrix& rows, int64_t row, std::vector<double>& to) const;
   // As PairDistance has it.
-  static void squares(const void* pair, int64_t x, int64_t first, const int32_t* columns,
-                      int64_t count, float* values);
+  static void distances(const void* pair, double unit, int64_t x, int64_t first,
+                        const int32_t* columns, int64_t count, float* values);
 
   const Matrix e_;
   const Matrix w_;
@@ -100,8 +100,8 @@ class StructureGradients {
 
  private:
   // As PairDistance has them.
-  static void squares(const void* gradients, int64_t x, int64_t first, const int32_t* columns,
-                      int64_t count, float* values);
+  static void distances(const void* gradients, double unit, int64_t x, int64_t first,
+                        const int32_t* columns, int64_t count, float* values);
   static void add_differences(const void* gradients, int64_t x, int64_t first,
                               const int32_t* columns, int64_t count, const float* weights,
                               float* x_sums, float* y_sums, int64_t stride);

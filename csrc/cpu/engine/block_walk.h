@@ -85,14 +85,14 @@ inline void row_distances(const SearchRows& x, const SearchRows& y, const PairDi
       note_near(strip, row, c, near);
     }
   }
-  if (strip.near_counts[row] > 0) {
-    distance.squares(distance.rows, strip.first_row + row, strip.first_column, strip.near[row],
-                     strip.near_counts[row], values);
-  }
   if (distance.has_root) {
     for (int64_t c = 0; c < strip.columns; c += kLanes) {
       store(values + c, square_root(load(values + c)));
     }
+  }
+  if (strip.near_counts[row] > 0) {
+    distance.distances(distance.rows, distance.near_unit, strip.first_row + row, strip.first_column,
+                       strip.near[row], strip.near_counts[row], values);
   }
 }
 

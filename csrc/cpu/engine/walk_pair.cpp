@@ -69,7 +69,8 @@ WalkTask WalkPair::task(const GradientRows* x_gradient, const GradientRows* y_gr
                               metric() == Metric::cosine ? 1.0f : 0.0f,
                               least_sum(),
                               this,
-                              &WalkPair::squares,
+                              unit(),
+                              &WalkPair::distances,
                               &WalkPair::add_differences};
   return {x().view(), y().view(), is_symmetric(), distance, self_.data(), x_gradient, y_gradient};
 }
@@ -95,8 +96,8 @@ double WalkPair::exact_value(int64_t x, int64_t y) const {
                   is_cosine ? this->x().own_norm(x) : 0.0, is_cosine ? this->y().own_norm(y) : 0.0);
 }
 
-void WalkPair::squares(const void* pair, int64_t x, int64_t first, const int32_t* columns,
-                       int64_t count, float* values) {
+void WalkPair::distances(const void* pair, double unit, int64_t x, int64_t first,
+                         const int32_t* columns, int64_t count, float* values) {
   const auto& self = *static_cast<const WalkPair*>(pair);
   thread_local std::vector<double> row;
   thread_local std::vector<double> other;
@@ -104,7 +105,7 @@ void WalkPair::squares(const void* pair, int64_t x, int64_t first, const int32_t
   for (int64_t n = 0; n < count; ++n) {
     read(self.references(), first + columns[n], other);
     values[columns[n]] =
-        static_cast<float>(exact_sum(self.metric(), row, other) * self.scale() * self.scale());
+        static_cast<float>(distance_of(self.metric(), exact_sum(self.metric(), row, other)) / unit);
   }
 }
 

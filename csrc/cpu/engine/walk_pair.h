@@ -69,8 +69,8 @@ class WalkPair {
                                    std::vector<double>& row);
   float least_sum() const;
   // As PairDistance has them.
-  static void squares(const void* pair, int64_t x, int64_t first, const int32_t* columns,
-                      int64_t count, float* values);
+  static void distances(const void* pair, double unit, int64_t x, int64_t first,
+                        const int32_t* columns, int64_t count, float* values);
   static void add_differences(const void* pair, int64_t x, int64_t first, const int32_t* columns,
                               int64_t count, const float* weights, float* x_sums, float* y_sums,
                               int64_t stride);
