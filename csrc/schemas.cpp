@@ -106,24 +106,22 @@ STABLE_TORCH_LIBRARY(dmlfast, m) {
   // not finite, and an anchor with a weight that is not or is negative, is lost: distance NaN, and
   // gradient NaN to the anchor, its weights and the reference, unless the upstream gradient is 0.
   // Without references grad_e is the whole gradient and grad_references has no rows.
-  m.def(
-      "structure_distance(Tensor e, Tensor w, Tensor? references, bool squared, bool fast) "
-      "-> Tensor");
+  m.def("structure_distance(Tensor e, Tensor w, Tensor? references, bool squared) -> Tensor");
   m.def(
       "structure_distance_backward(Tensor grad, Tensor distance, Tensor e, Tensor w, "
-      "Tensor? references, bool squared, bool fast) "
+      "Tensor? references, bool squared) "
       "-> (Tensor grad_e, Tensor grad_w, Tensor grad_references)");
   // structure: per anchor, over the others of the batch, the float64 sums of c_k |D - target_k|,
   // (N,), and, where ordered, of c_k and of c_k D, (N, K), else (0, K). c is the softmax over the
   // (K,) float64 targets of -sharpness |D - target_k|. NaN where a pair is lost, or a target is not
   // finite.
   m.def(
-      "structure_clusters(Tensor e, Tensor w, Tensor targets, float sharpness, bool ordered, "
-      "bool fast) -> (Tensor loss, Tensor mass, Tensor moment)");
+      "structure_clusters(Tensor e, Tensor w, Tensor targets, float sharpness, bool ordered) "
+      "-> (Tensor loss, Tensor mass, Tensor moment)");
   // Gradients of the sums for upstream gradients of their shapes; recomputes the pairs.
   m.def(
       "structure_clusters_backward(Tensor grad_loss, Tensor grad_mass, Tensor grad_moment, "
-      "Tensor e, Tensor w, Tensor targets, float sharpness, bool ordered, bool fast) "
+      "Tensor e, Tensor w, Tensor targets, float sharpness, bool ordered) "
       "-> (Tensor grad_e, Tensor grad_w)");
 
   // clusters: (K, d) means of the rows that an (N,) index hands to K clusters, -1 to none, and

@@ -37,8 +37,7 @@ void walk(const StructurePair& pair, const WalkTask& walk, float* distances, con
   meet_all(task.walk, [&](Span x, Span y) { run(task, x, y); });
 }
 
-Tensor structure_distance(Tensor e, Tensor w, std::optional<Tensor> references, bool squared,
-                          bool) {
+Tensor structure_distance(Tensor e, Tensor w, std::optional<Tensor> references, bool squared) {
   check_structure(e, w, references);
   const StructurePair pair(e, w, references, squared, false);
   Tensor distance =
@@ -51,7 +50,7 @@ Tensor structure_distance(Tensor e, Tensor w, std::optional<Tensor> references, 
 std::tuple<Tensor, Tensor, Tensor> structure_distance_backward(Tensor grad, Tensor distance,
                                                                Tensor e, Tensor w,
                                                                std::optional<Tensor> references,
-                                                               bool squared, bool) {
+                                                               bool squared) {
   check_structure(e, w, references);
   const int64_t columns = references ? references->size(0) : e.size(0);
   check_distance_gradient(grad, distance, e, columns);

@@ -129,7 +129,7 @@ class Clusters {
 };
 
 std::tuple<Tensor, Tensor, Tensor> structure_clusters(Tensor e, Tensor w, Tensor targets,
-                                                      double sharpness, bool ordered, bool) {
+                                                      double sharpness, bool ordered) {
   check_clusters(e, w, targets, sharpness);
   const int64_t rows = ordered ? e.size(0) : 0;
   Tensor loss = torch::stable::new_empty(e, {e.size(0)}, ScalarType::Double);
@@ -152,7 +152,7 @@ std::vector<double> read_rows(const Tensor& grad) {
 std::tuple<Tensor, Tensor> structure_clusters_backward(Tensor grad_loss, Tensor grad_mass,
                                                        Tensor grad_moment, Tensor e, Tensor w,
                                                        Tensor targets, double sharpness,
-                                                       bool ordered, bool) {
+                                                       bool ordered) {
   check_clusters(e, w, targets, sharpness);
   check_cluster_gradients(grad_loss, grad_mass, grad_moment, e, targets, ordered);
   Tensor grad_e = torch::stable::new_empty(e, {e.size(0), e.size(1)});

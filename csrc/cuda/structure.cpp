@@ -45,8 +45,7 @@ PairMatrix pair_matrix_of(const Tensor& tensor) {
   return {static_cast<const float*>(tensor.const_data_ptr()), tensor.stride(0), tensor.stride(1)};
 }
 
-Tensor structure_distance(Tensor e, Tensor w, std::optional<Tensor> references, bool squared,
-                          bool) {
+Tensor structure_distance(Tensor e, Tensor w, std::optional<Tensor> references, bool squared) {
   const RowTensors tensors{e, w, references};
   tensors.check();
   const torch::stable::accelerator::DeviceGuard guard(e.get_device());
@@ -65,7 +64,7 @@ Tensor structure_distance(Tensor e, Tensor w, std::optional<Tensor> references, 
 std::tuple<Tensor, Tensor, Tensor> structure_distance_backward(Tensor grad, Tensor distance,
                                                                Tensor e, Tensor w,
                                                                std::optional<Tensor> references,
-                                                               bool squared, bool) {
+                                                               bool squared) {
   const RowTensors tensors{e, w, references};
   tensors.check();
   const int64_t columns = tensors.others().size(0);

@@ -48,7 +48,7 @@ struct ClusterTensors {
 };
 
 std::tuple<Tensor, Tensor, Tensor> structure_clusters(Tensor e, Tensor w, Tensor targets,
-                                                      double sharpness, bool ordered, bool) {
+                                                      double sharpness, bool ordered) {
   const ClusterTensors tensors{e, w, targets, sharpness, ordered};
   tensors.check();
   const torch::stable::accelerator::DeviceGuard guard(e.get_device());
@@ -72,7 +72,7 @@ std::tuple<Tensor, Tensor, Tensor> structure_clusters(Tensor e, Tensor w, Tensor
 std::tuple<Tensor, Tensor> structure_clusters_backward(Tensor grad_loss, Tensor grad_mass,
                                                        Tensor grad_moment, Tensor e, Tensor w,
                                                        Tensor targets, double sharpness,
-                                                       bool ordered, bool) {
+                                                       bool ordered) {
   const ClusterTensors tensors{e, w, targets, sharpness, ordered};
   tensors.check();
   check_cluster_gradients(grad_loss, grad_mass, grad_moment, e, targets, ordered);

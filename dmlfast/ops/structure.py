@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from dmlfast.ops._arguments import (
-    allows_fast_products,
     check_embeddings,
     check_flag,
     check_references,
@@ -61,9 +60,7 @@ def adaptive_distance(
     rows, structure = check_structure(e, w)
     others = None if references is None else check_references("references", references, "e", rows)
     check_flag("squared", squared)
-    result: Tensor = structure_operators(rows).structure_distance(
-        rows, structure, others, squared, allows_fast_products()
-    )
+    result: Tensor = structure_operators(rows).structure_distance(rows, structure, others, squared)
     return result
 
 
@@ -90,9 +87,7 @@ def structure_operators(e: Tensor) -> Any:
     return reference_operators() if e.dtype == torch.float64 else operators("structure", e.device)
 
 
-def _reference(
-    e: Tensor, w: Tensor, references: Tensor | None, squared: bool, fast: bool
-) -> Tensor:
+def _reference(e: Tensor, w: Tensor, references: Tensor | None, squared: bool) -> Tensor:
     return reference.distance(e, w, references, squared=squared)
 
 
@@ -103,12 +98,11 @@ def _reference_backward(
     w: Tensor,
     references: Tensor | None,
     squared: bool,
-    fast: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return reference.distance_backward(grad, distance, e, w, references, squared=squared)
 
 
-def _fake(e: Tensor, w: Tensor, references: Tensor | None, squared: bool, fast: bool) -> Tensor:
+def _fake(e: Tensor, w: Tensor, references: Tensor | None, squared: bool) -> Tensor:
     columns = (e if references is None else references).shape[0]
     return e.new_empty((e.shape[0], columns), dtype=distance_dtype(e))
 
@@ -120,23 +114,22 @@ def _fake_backward(
     w: Tensor,
     references: Tensor | None,
     squared: bool,
-    fast: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     others = e.new_empty((0, e.shape[1]) if references is None else references.shape)
     return e.new_empty(e.shape), e.new_empty(w.shape), others
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.squared, ctx.fast = inputs
+    *tensors, ctx.squared = inputs
     ctx.save_for_backward(output, *tensors)
 
 
 def _backward(operators: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     distance, e, w, references = ctx.saved_tensors
     to_e, to_w, to_references = operators.structure_distance_backward(
-        grad, distance, e, w, references, ctx.squared, ctx.fast
+        grad, distance, e, w, references, ctx.squared
     )
-    return to_e, to_w, None if references is None else to_references, None, None
+    return to_e, to_w, None if references is None else to_references, None
 
 
 register(

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from dmlfast.ops._arguments import (
-    allows_fast_products,
     check_count,
     check_finite,
     check_flag,
@@ -113,7 +112,6 @@ def multi_cluster_loss(
         targets,
         min(sharpness * (clusters - 1), _GREATEST_SHARPNESS),
         order_weight > 0,
-        allows_fast_products(),
     )
     loss = loss / max(1, rows.shape[0] - 1)
     if order_weight > 0:
@@ -140,7 +138,7 @@ def _order_loss(mass: Tensor, moment: Tensor, margin: float) -> Tensor:
 
 
 def _reference(
-    e: Tensor, w: Tensor, targets: Tensor, sharpness: float, ordered: bool, fast: bool
+    e: Tensor, w: Tensor, targets: Tensor, sharpness: float, ordered: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     return reference.clusters(e, w, targets, sharpness=sharpness, ordered=ordered)
 
@@ -154,7 +152,6 @@ def _reference_backward(
     targets: Tensor,
     sharpness: float,
     ordered: bool,
-    fast: bool,
 ) -> tuple[Tensor, Tensor]:
     return reference.clusters_backward(
         grad_loss, grad_mass, grad_moment, e, w, targets, sharpness=sharpness, ordered=ordered
@@ -162,7 +159,7 @@ def _reference_backward(
 
 
 def _fake(
-    e: Tensor, w: Tensor, targets: Tensor, sharpness: float, ordered: bool, fast: bool
+    e: Tensor, w: Tensor, targets: Tensor, sharpness: float, ordered: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     sums = (e.shape[0] if ordered else 0, targets.shape[0])
     return (
@@ -179,7 +176,7 @@ def _fake_backward(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.sharpness, ctx.ordered, ctx.fast = inputs
+    *tensors, ctx.sharpness, ctx.ordered = inputs
     ctx.save_for_backward(*tensors)
 
 
@@ -188,9 +185,9 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     e, w, targets = ctx.saved_tensors
     to_e, to_w = operators.structure_clusters_backward(
-        grad_loss, grad_mass, grad_moment, e, w, targets, ctx.sharpness, ctx.ordered, ctx.fast
+        grad_loss, grad_mass, grad_moment, e, w, targets, ctx.sharpness, ctx.ordered
     )
-    return to_e, to_w, None, None, None, None
+    return to_e, to_w, None, None, None
 
 
 register(
