@@ -210,6 +210,20 @@ def test_the_size_of_embeddings_is_a_unit(program, tmp_path, factor):
     check_cluster_gradients(program, tmp_path, scaled)
 
 
+# The last is beyond float32, and its gradients are among the numbers of fewer digits.
+@pytest.mark.parametrize("factor", [2.0**-125, 2.0**-140])
+def test_upstream_gradients_are_factors(program, tmp_path, factor):
+    case = problem(20, 5, 3, ordered=True)
+
+    def run(factor: float) -> list[Tensor]:
+        grads = [grad * factor for grad in upstream(case)]
+        arrays = torch.stack([grads[0], grads[0]], 1), grads[1].T, grads[2].T
+        return gradients(program, tmp_path, case, "clusters_backward", *arrays)
+
+    for small, plain in zip(run(factor), run(1.0), strict=True):
+        torch.testing.assert_close(small, plain * factor, rtol=1e-6, atol=2.0**-149)
+
+
 @each_ordered
 @pytest.mark.parametrize("used", ["all", "some", "others"])
 @pytest.mark.parametrize("lost", ["row", "weights", "both"])

@@ -11,6 +11,7 @@ struct ClusterWeights {
   float* mass;  // [anchor][cluster]; null unless wanted
   float* moment;
   float* are_wanted;  // whether one of them is not 0
+  int32_t* exponent;  // what they are divided by is 2 to this
 };
 
 struct WeightArguments {
@@ -20,23 +21,59 @@ struct WeightArguments {
   ClusterWeights to;
 };
 
+__device__ double mass_of(const ClusterUpstream& from, int64_t i, int k) {
+  return from.mass[i * from.mass_strides[0] + k * from.mass_strides[1]];
+}
+
+__device__ double moment_of(const ClusterUpstream& from, int64_t i, int k) {
+  return from.moment[i * from.moment_strides[0] + k * from.moment_strides[1]];
+}
+
+// That of the greatest finite one, if greater than what there is.
+__device__ int exponent_of(double value, int exponent) {
+  const double size = fabs(value);
+  return size > 0.0 && size < INFINITY ? max(ilogb(size), exponent) : exponent;
+}
+
+__global__ void clear_exponent_kernel(int32_t* exponent) { *exponent = INT_MIN; }
+
+__global__ void upstream_exponent_kernel(WeightArguments a) {
+  const ClusterUpstream& from = a.upstream;
+  int exponent = INT_MIN;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < a.anchors;
+       i += int64_t{gridDim.x} * blockDim.x) {
+    exponent = exponent_of(from.loss[i * from.loss_stride], exponent);
+    for (int k = 0; k < a.clusters && a.to.mass != nullptr; ++k) {
+      exponent = exponent_of(mass_of(from, i, k), exponent);
+      exponent = exponent_of(moment_of(from, i, k), exponent);
+    }
+  }
+  exponent = warp_greatest(exponent);
+  if (lane_number() == 0) {
+    atomicMax(a.to.exponent, exponent);
+  }
+}
+
+__global__ void settle_exponent_kernel(int32_t* exponent) {
+  *exponent = *exponent == INT_MIN ? 0 : *exponent;
+}
+
 __global__ void cluster_weights_kernel(WeightArguments a, int64_t padded) {
+  const int exponent = *a.to.exponent;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < padded;
        i += int64_t{gridDim.x} * blockDim.x) {
     const bool exists = i < a.anchors;
     const ClusterUpstream& from = a.upstream;
     const double loss = exists ? from.loss[i * from.loss_stride] : 0.0;
     bool is_wanted = loss != 0.0;
-    a.to.loss[i] = static_cast<float>(loss);
+    a.to.loss[i] = static_cast<float>(scalbn(loss, -exponent));
     for (int k = 0; k < a.clusters && a.to.mass != nullptr; ++k) {
       const int64_t at = i * a.clusters + k;
-      const double mass =
-          exists ? from.mass[i * from.mass_strides[0] + k * from.mass_strides[1]] : 0.0;
-      const double moment =
-          exists ? from.moment[i * from.moment_strides[0] + k * from.moment_strides[1]] : 0.0;
+      const double mass = exists ? mass_of(from, i, k) : 0.0;
+      const double moment = exists ? moment_of(from, i, k) : 0.0;
       is_wanted = is_wanted || mass != 0.0 || moment != 0.0;
-      a.to.mass[at] = static_cast<float>(mass);
-      a.to.moment[at] = static_cast<float>(moment);
+      a.to.mass[at] = static_cast<float>(scalbn(mass, -exponent));
+      a.to.moment[at] = static_cast<float>(scalbn(moment, -exponent));
     }
     a.to.are_wanted[i] = is_wanted ? 1.0f : 0.0f;
   }
@@ -179,6 +216,8 @@ struct ClusterGradientMemory {
     memory.clusters = ClusterMemory::take(workspace, rows, clusters);
     memory.weights.loss = workspace.take<float>(padded);
     memory.weights.are_wanted = workspace.take<float>(padded);
+    memory.weights.exponent = workspace.take<int32_t>(1);
+    memory.sums.upstream_exponent = memory.weights.exponent;
     if (clusters.ordered) {
       memory.weights.mass = workspace.take<float>(padded * clusters.clusters);
       memory.weights.moment = workspace.take<float>(padded * clusters.clusters);
@@ -188,6 +227,16 @@ struct ClusterGradientMemory {
     return memory;
   }
 };
+
+void launch_weights(const WeightArguments& weights, int64_t padded, cudaStream_t stream) {
+  int32_t* const exponent = weights.to.exponent;
+  DMLFAST_LAUNCH(clear_exponent_kernel, dim3{1}, 1, stream, exponent);
+  DMLFAST_LAUNCH(upstream_exponent_kernel, element_blocks(weights.anchors), kElementThreads, stream,
+                 weights);
+  DMLFAST_LAUNCH(settle_exponent_kernel, dim3{1}, 1, stream, exponent);
+  DMLFAST_LAUNCH(cluster_weights_kernel, element_blocks(padded), kElementThreads, stream, weights,
+                 padded);
+}
 
 // The weighted sums of the rows of a walk, of anchors or of references.
 void launch_sums(const StructureRows& rows, const PairwiseWalk& pairs, ClusterTask task,
@@ -215,10 +264,8 @@ void launch_structure_clusters_gradient(const StructureRows& given, const Cluste
   const ClusterGradientMemory memory = ClusterGradientMemory::take(parts, rows, clusters);
   ClusterWalk walk =
       launch_cluster_walk(rows, clusters, memory.sums.pairs, memory.clusters, stream);
-  const int64_t padded = padded_rows(rows.e.rows);
-  const WeightArguments weights{upstream, rows.e.rows, clusters.clusters, memory.weights};
-  DMLFAST_LAUNCH(cluster_weights_kernel, element_blocks(padded), kElementThreads, stream, weights,
-                 padded);
+  launch_weights({upstream, rows.e.rows, clusters.clusters, memory.weights},
+                 padded_rows(rows.e.rows), stream);
   walk.lost.first = memory.weights.are_wanted;
   walk.lost.second = memory.weights.are_wanted;
   walk.lost.own = memory.own;

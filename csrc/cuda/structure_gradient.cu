@@ -13,6 +13,11 @@ struct RowArguments {
   AnyResult to;
   AnyResult to_w;   // of anchors
   float* partners;  // of references within a batch, instead of `to`
+  const int32_t* upstream_exponent;
+
+  __device__ double upstream_unit() const {
+    return upstream_exponent == nullptr ? 1.0 : scalbn(1.0, *upstream_exponent);
+  }
 };
 
 // Units of packed elements, and what a weight is multiplied by in those of the gradient.
@@ -44,6 +49,7 @@ __global__ void anchor_rows_kernel(RowArguments a) {
     const bool is_lost = a.lost[row] != 0;
     const bool is_lost_partner = a.lost_partner != nullptr && a.lost_partner[row] != 0;
     const double own = sums.weight();
+    const double upstream_unit = a.upstream_unit();
     for (int64_t k = lane_number(); k < dimensions; k += 32) {
       double by_e = 0.0;
       double by_w = 0.0;
@@ -60,8 +66,8 @@ __global__ void anchor_rows_kernel(RowArguments a) {
       if (a.of_partners != nullptr) {
         by_e += a.of_partners[row * dimensions + k];
       }
-      store_element(a.to, row, k, is_lost || is_lost_partner ? NAN : by_e);
-      store_element(a.to_w, row, k, is_lost ? NAN : by_w);
+      store_element(a.to, row, k, is_lost || is_lost_partner ? NAN : by_e * upstream_unit);
+      store_element(a.to_w, row, k, is_lost ? NAN : by_w * upstream_unit);
     }
   }
 }
@@ -85,7 +91,7 @@ __global__ void reference_rows_kernel(RowArguments a) {
       if (a.partners != nullptr) {
         a.partners[row * dimensions + k] = static_cast<float>(by_y);
       } else {
-        store_element(a.to, row, k, a.lost[row] != 0 ? NAN : by_y);
+        store_element(a.to, row, k, a.lost[row] != 0 ? NAN : by_y * a.upstream_unit());
       }
     }
   }
@@ -96,6 +102,7 @@ RowArguments row_arguments(const StructureRows& rows, const PairwiseWalk& pairs,
   RowArguments arguments{};
   arguments.task = gradient_task(pairs, memory.sums);
   arguments.w = rows.w;
+  arguments.upstream_exponent = memory.upstream_exponent;
   return arguments;
 }
 

@@ -14,6 +14,9 @@ struct StructureSums {
   StructureMemory pairs;
   GradientSums sums;   // of one walk after the other
   float* of_partners;  // (N, d): within a batch, the gradients of the rows as references
+  // Upstream gradients are divided by 2 to this, so that weights keep clear of the ends of
+  // float32's range; of_partners is, too. Null where they are not.
+  const int32_t* upstream_exponent;
   uint8_t* lost_anchors;
   uint8_t* lost_references;
 
