@@ -274,15 +274,15 @@ void StructureGradients::add_differences(const void* gradients, int64_t x, int64
   }
   pair.w_.read_row(x, own.data());
   pair.e_.read_row(x, row.data());
-  double* const by_e = self.x_near(x);
-  double* const by_w = by_e + dimensions;
+  double* __restrict__ const by_e = self.x_near(x);
+  double* __restrict__ const by_w = by_e + dimensions;
   for (int64_t n = 0; n < count; ++n) {
     const double weight = weights[columns[n]];
     if (weight == 0.0) {
       continue;
     }
     pair.y_.read_row(first + columns[n], other.data());
-    double* const by_y = self.y_near(first + columns[n]);
+    double* __restrict__ const by_y = self.y_near(first + columns[n]);
     for (int64_t k = 0; k < dimensions; ++k) {
       const double difference = row[k] - other[k];
       const double pull = weight * difference;
