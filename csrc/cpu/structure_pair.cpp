@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
+#include <new>
 #include <numeric>
 
 #include "engine/labelled_rows.h"
@@ -32,6 +34,14 @@ int64_t depth_of(int64_t dimensions) { return 2 * dimensions; }
 
 int64_t padded(int64_t rows) {
   return (rows + kSearchPanelRows - 1) / kSearchPanelRows * kSearchPanelRows;
+}
+
+LazyZeros lazy_zeros(int64_t count) {
+  void* zeros = std::calloc(std::max<int64_t>(count, 1), sizeof(double));
+  if (zeros == nullptr) {
+    throw std::bad_alloc();
+  }
+  return LazyZeros(static_cast<double*>(zeros), std::free);
 }
 
 // A power of two that takes the greatest value to about `size`.
@@ -243,8 +253,8 @@ StructureGradients::StructureGradients(const StructurePair& pair)
     : pair_(pair),
       x_(pair.x()),
       y_(pair.y()),
-      x_near_(new double[2 * pair.anchors() * pair.dimensions()]()),
-      y_near_(new double[pair.references() * pair.dimensions()]()) {}
+      x_near_(lazy_zeros(2 * pair.anchors() * pair.dimensions())),
+      y_near_(lazy_zeros(pair.references() * pair.dimensions())) {}
 
 WalkTask StructureGradients::task() const {
   WalkTask task = pair_.task(&x_, &y_);

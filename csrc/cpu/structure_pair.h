@@ -81,6 +81,9 @@ class StructurePair {
   SearchRows y_rows_{};
 };
 
+// Zeros that take memory where they are written to.
+using LazyZeros = std::unique_ptr<double[], void (*)(void*)>;
+
 // What a walk adds up for the gradients by embeddings, weights and references.
 class StructureGradients {
  public:
@@ -120,8 +123,8 @@ class StructureGradients {
   GradientSums y_;
   // Of near pairs, of differences of the values as given: [anchor][sums P (e - y), P (e - y)^2] and
   // [reference][sums P w (e - y)].
-  std::unique_ptr<double[]> x_near_;
-  std::unique_ptr<double[]> y_near_;
+  LazyZeros x_near_;
+  LazyZeros y_near_;
 };
 
 }  // namespace dmlfast::cpu

@@ -87,6 +87,9 @@ class DistanceGradientPolicy {
   DistanceGradient of_;
 };
 
+template <>
+constexpr bool kMayWeighDimensions<DistanceGradientPolicy> = true;
+
 static __global__ void clear_lost_rows_kernel(uint8_t* lost, int64_t rows) {
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < rows;
        i += int64_t{gridDim.x} * blockDim.x) {

@@ -201,6 +201,13 @@ class ClusterGradientPolicy {
   ClusterWeights weights_;
 };
 
+}  // namespace
+
+template <>
+constexpr bool kMayWeighDimensions<ClusterGradientPolicy> = true;
+
+namespace {
+
 struct ClusterGradientMemory {
   StructureSums sums;
   ClusterMemory clusters;

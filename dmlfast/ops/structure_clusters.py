@@ -83,10 +83,10 @@ def multi_cluster_loss(
         An anchor with a weight that is not finite or is negative has loss NaN, and, where that is
         used, gradient NaN by its weights and by all embeddings.
 
-    Memory: O(N·d), about seven times float32 `e` and `w`; with an `order_weight` also O(N·K). There
-    is no N x N matrix. Pairs are float32 sums of products, near ones of differences, of rows around
-    their mean; sums over pairs are float64. Deterministic. float64 rows are served by plain torch
-    everywhere.
+    Memory: O(N·d), about seven times float32 `e` and `w`, and up to three times more where rows
+    have others near them; with an `order_weight` also O(N·K). There is no N x N matrix. Pairs are
+    float32 sums of products, near ones of differences, of rows around their mean; sums over pairs
+    are float64. Deterministic. float64 rows are served by plain torch everywhere.
 
     Raises:
         TypeError: something is not a tensor or number, or has a wrong dtype.

@@ -249,6 +249,10 @@ __device__ inline GradientPlace gradient_place(const WalkTask& walk, unsigned nu
   return {static_cast<int>(number / chunks), static_cast<int>(number % chunks) * kGradientColumns};
 }
 
+// Whether rows may have weights of the dimensions. Where they have none, registers are not either.
+template <class Policy>
+constexpr bool kMayWeighDimensions = false;
+
 template <class Policy, Precision kPrecision>
 class GradientWalk {
  public:
@@ -318,15 +322,27 @@ class GradientWalk {
     for (int row = first; row < first + 16; ++row) {
       for (int k = lane; k < columns() && !task_.accumulates; k += 32) {
         sums_row(row)[place_.first_column + k] = 0.0f;
-        if (task_.sums.near != nullptr) {
-          row_of(task_.sums.near, row)[place_.first_column + k] = 0.0f;
-        }
       }
       if (lane == 0) {
         weight_sum(row) = 0.0f;
       }
     }
+    if constexpr (kMayWeighDimensions<Policy>) {
+      if (task_.sums.near != nullptr && !task_.accumulates) {
+        clear_near(first);
+      }
+    }
     __syncwarp();
+  }
+
+  __device__ void clear_near(int first) const {
+#pragma unroll 1
+    for (int row = first; row < first + 16; ++row) {
+#pragma unroll 1
+      for (int k = lane_number(); k < columns(); k += 32) {
+        row_of(task_.sums.near, row)[place_.first_column + k] = 0.0f;
+      }
+    }
   }
 
   // Weights of near pairs go to the sums at once, and to none of the products.
@@ -345,21 +361,29 @@ class GradientWalk {
     const DistanceTask& task = task_.distances;
     const int64_t x = task.x_order[rows_.anchors[row]];
     const int64_t y = task.y_order[column];
-    if (task.weights.exist()) {
-      const double scale = weight * weight_unit(task);
-      const int64_t end = min(int64_t{place_.first_column} + columns(), 2 * task.x_rows.columns);
+    if constexpr (kMayWeighDimensions<Policy>) {
+      if (task.weights.exist()) {
+        add_near_gradient(row, x, y, weight);
+        return;
+      }
+    }
+    const double scale = weight / unit_of(task.metric, task.scale);
+    const int64_t end = min(int64_t{place_.first_column} + columns(), task.x_rows.columns);
+    for (int64_t k = place_.first_column + lane; k < end; k += 32) {
+      const double difference = element(task.y_rows, y, k) - element(task.x_rows, x, k);
+      sums_row(row)[k] += static_cast<float>(scale * difference);
+    }
+    __syncwarp();
+  }
+
+  __device__ void add_near_gradient(int row, int64_t x, int64_t y, float weight) const {
+    const DistanceTask& task = task_.distances;
+    const double scale = weight * weight_unit(task);
+    const int64_t end = min(int64_t{place_.first_column} + columns(), 2 * task.x_rows.columns);
 #pragma unroll 1
-      for (int64_t k = place_.first_column + lane; k < end; k += 32) {
-        const double gradient = task.weights.near_gradient(task.x_rows, task.y_rows, x, y, k);
-        row_of(task_.sums.near, row)[k] += static_cast<float>(scale * gradient);
-      }
-    } else {
-      const double scale = weight / unit_of(task.metric, task.scale);
-      const int64_t end = min(int64_t{place_.first_column} + columns(), task.x_rows.columns);
-      for (int64_t k = place_.first_column + lane; k < end; k += 32) {
-        const double difference = element(task.y_rows, y, k) - element(task.x_rows, x, k);
-        sums_row(row)[k] += static_cast<float>(scale * difference);
-      }
+    for (int64_t k = place_.first_column + lane_number(); k < end; k += 32) {
+      const double gradient = task.weights.near_gradient(task.x_rows, task.y_rows, x, y, k);
+      row_of(task_.sums.near, row)[k] += static_cast<float>(scale * gradient);
     }
     __syncwarp();
   }
