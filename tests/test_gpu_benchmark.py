@@ -423,6 +423,19 @@ def test_a_stage_that_is_not_there_is_refused(capsys):
     assert "no such stage: tset" in capsys.readouterr().err
 
 
+def test_every_test_for_a_gpu_is_in_the_files_that_are_run():
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-qq", "-m", "cuda"],
+        cwd=ROOT,
+        env=environment(PYTEST_ADDOPTS=""),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = {line.partition(":")[0] for line in done.stdout.splitlines() if "test_" in line}
+    assert found == set(cuda_test_files())
+
+
 def test_nothing_but_torch_numpy_and_pytest_is_needed():
     others = ("hypothesis", "pytorch_metric_learning", "rich", "click", "matplotlib", "faiss")
     files = cuda_test_files()
@@ -437,7 +450,7 @@ sys.exit(pytest.main(["-q", "--collect-only", "-p", "no:cacheprovider", "-m", "c
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
-        env=environment(PYTEST_DISABLE_PLUGIN_AUTOLOAD="1"),
+        env=environment(PYTEST_DISABLE_PLUGIN_AUTOLOAD="1", PYTEST_ADDOPTS=""),
         capture_output=True,
         text=True,
         check=False,
