@@ -242,7 +242,7 @@ def test_the_commands_of_the_readme_run(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for line in lines:
         assert main(line.split()) == 0
-    assert (tmp_path / "neighbors.png").exists()
+    assert (tmp_path / "runs" / "neighbors.png").exists()
 
 
 # --- what a command refuses ---
