@@ -60,7 +60,7 @@ def test_the_cells_of_ivf_are_those_of_our_kmeans() -> None:
     index = build_index(x, "ivf", generator=seeded(3), lists=20, iterations=4)
     first = torch.randperm(ROWS, generator=seeded(3))[:20]
     clusters = F.kmeans(x, 20, iterations=4, initial=x[first])
-    held = torch.from_numpy(faiss.downcast_index(index.quantizer).reconstruct_n(0, 20))
+    held = torch.as_tensor(faiss.downcast_index(index.quantizer).reconstruct_n(0, 20))
     assert torch.equal(held, clusters.centers)
     for cell in range(20):
         size = index.invlists.list_size(cell)

@@ -87,7 +87,7 @@ def test_a_search_of_a_run_has_the_recall_that_the_run_reports(runs, indexes, me
 
 def test_rows_are_of_unit_length_where_the_run_compares_such(indexes):
     for method, index in indexes.items():
-        rows = torch.from_numpy(index.index.reconstruct_n(0, index.index.ntotal))
+        rows = torch.as_tensor(index.index.reconstruct_n(0, index.index.ntotal))
         is_unit = bool(((rows.norm(dim=1) - 1).abs() < 1e-5).all())
         assert is_unit == index.description["normalized"] == (method == "triplet")
 
