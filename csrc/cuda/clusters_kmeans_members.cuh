@@ -187,6 +187,20 @@ static __global__ void staying_rows_kernel(MembersTask task) {
   }
 }
 
+// The farthest of what the threads of a block found; the same for all of them.
+__device__ inline FarRow join_block(FarRow best, FarRow (&shared)[kElementWarps]) {
+  best.join_warp();
+  if (lane_number() == 0) {
+    shared[warp_number()] = best;
+  }
+  __syncthreads();
+  for (int w = 0; w < kElementWarps; ++w) {
+    best.offer(shared[w].value, shared[w].row);
+  }
+  __syncthreads();
+  return best;
+}
+
 // The farthest row of a block of them that may leave its cluster and has not, for all threads. A
 // cluster hands out its rows from the farthest on, and keeps the last.
 __device__ inline FarRow farthest_of(const MembersTask& task, int block,
@@ -200,16 +214,7 @@ __device__ inline FarRow farthest_of(const MembersTask& task, int block,
       best.offer(value, i);
     }
   }
-  best.join_warp();
-  if (lane_number() == 0) {
-    shared[warp_number()] = best;
-  }
-  __syncthreads();
-  for (int w = 0; w < kElementWarps; ++w) {
-    best.offer(shared[w].value, shared[w].row);
-  }
-  __syncthreads();
-  return best;
+  return join_block(best, shared);
 }
 
 static __global__ void __launch_bounds__(kElementThreads) far_rows_kernel(MembersTask task) {
@@ -229,16 +234,7 @@ __device__ inline FarRow farthest_of_all(const MembersTask& task, FarRow (&share
   for (int block = threadIdx.x; block < task.far_blocks(); block += kElementThreads) {
     best.offer(task.far[block].value, task.far[block].row);
   }
-  best.join_warp();
-  if (lane_number() == 0) {
-    shared[warp_number()] = best;
-  }
-  __syncthreads();
-  for (int w = 0; w < kElementWarps; ++w) {
-    best.offer(shared[w].value, shared[w].row);
-  }
-  __syncthreads();
-  return best;
+  return join_block(best, shared);
 }
 
 // One block: hands the farthest rows to the clusters without rows, the lowest of them first.
