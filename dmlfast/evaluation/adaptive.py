@@ -1,6 +1,6 @@
 """Search by the adaptive distance of NASA: with the query's own weights of the dimensions.
 
-Source: "Deep metric learning with neighborhood-adaptive structure augmentation", AAAI 2022, which
+Source: Li et al., "Neighborhood-adaptive structure augmented metric learning", AAAI 2022, which
 ranks the 32 nearest by Euclidean distance again. What is searched in needs no structure embedding.
 """
 

@@ -66,8 +66,8 @@ class MultiClusterLoss(ShownModule):
         TypeError: a wrong type.
         ValueError: a number out of its range, or an unknown option.
 
-    Source: NASA, "Deep metric learning with neighborhood-adaptive structure augmentation", AAAI
-    2022. More than two clusters and their ranking are this library's reading of its successor,
+    Source: NASA (Li et al., "Neighborhood-adaptive structure augmented metric learning", AAAI
+    2022). More than two clusters and their ranking are this library's reading of its successor,
     NAMR.
     """
 

@@ -60,8 +60,8 @@ class SampleStructureHead(nn.Module):
         TypeError: a size that is not an integer.
         ValueError: a number out of its range.
 
-    Source: NASA, "Deep metric learning with neighborhood-adaptive structure augmentation", AAAI
-    2022, and the authors' code.
+    Source: NASA (Li et al., "Neighborhood-adaptive structure augmented metric learning", AAAI
+    2022), and the authors' code.
     """
 
     def __init__(self, feature_size: int, dimensions: int, *, least: float = 0.5) -> None:

@@ -111,8 +111,8 @@ def distance_statistics(
         ValueError: a wrong shape, device or option; `self_index` without references, or
             `include_self` with them.
 
-    Source: the two numbers that place the distance clusters of NASA, "Deep metric learning with
-    neighborhood-adaptive structure augmentation", AAAI 2022, which includes self.
+    Source: the two numbers that place the distance clusters of NASA (Li et al.,
+    "Neighborhood-adaptive structure augmented metric learning", AAAI 2022), which includes self.
     """
     rows = check_embeddings("x", x)
     others = None if references is None else check_references("references", references, "x", rows)

@@ -53,9 +53,9 @@ def adaptive_distance(
         TypeError: something is not a tensor or has a wrong dtype.
         ValueError: a wrong shape or device.
 
-    Source: the adaptive distance of NASA, "Deep metric learning with neighborhood-adaptive
-    structure augmentation", AAAI 2022. The authors' code takes squared differences below 1e-12 for
-    1e-12; this does not, so that equal rows have distance 0.
+    Source: the adaptive distance of NASA (Li et al., "Neighborhood-adaptive structure augmented
+    metric learning", AAAI 2022). The authors' code takes squared differences below 1e-12 for 1e-12;
+    this does not, so that equal rows have distance 0.
     """
     rows, structure = check_structure(e, w)
     others = None if references is None else check_references("references", references, "e", rows)

@@ -92,8 +92,8 @@ def multi_cluster_loss(
         TypeError: something is not a tensor or number, or has a wrong dtype.
         ValueError: a wrong shape, device or option.
 
-    Source: the structure loss of NASA, "Deep metric learning with neighborhood-adaptive structure
-    augmentation", AAAI 2022, is the default, two clusters. More of them, evenly spaced and with
+    Source: the structure loss of NASA (Li et al., "Neighborhood-adaptive structure augmented metric
+    learning", AAAI 2022) is the default, two clusters. More of them, evenly spaced and with
     sharpness in proportion to their number, and the ranking of the clusters are this library's
     reading of the multi-cluster ranking of its successor, NAMR.
     """

@@ -130,8 +130,8 @@ class Structure(Method):
     Unlike the authors, who start from a trained network with Adam at 5e-5 and a weight decay of
     1e-5, one learning rate of the run serves the network and both heads, without decay.
 
-    Source: NASA, "Deep metric learning with neighborhood-adaptive structure augmentation", AAAI
-    2022. More than two clusters are this library's reading of its successor, NAMR.
+    Source: NASA (Li et al., "Neighborhood-adaptive structure augmented metric learning", AAAI
+    2022). More than two clusters are this library's reading of its successor, NAMR.
     """
 
     active_share_is_of_triplets = True
