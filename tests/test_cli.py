@@ -282,7 +282,8 @@ def test_the_help_lists_options_under_what_they_are_for(capsys: pytest.CaptureFi
     titles = [*("Run", "Data", "Optimisation"), *(f"Method {name}" for name in methods.names())]
     assert list(sections)[-len(titles) - 1 :] == [*titles, "Other"]
     assert "--resume Go on with the run in --out." in sections["Run"]
-    assert "--batch-size INTEGER Images a step." in sections["Data"]
+    assert "--batch-size INTEGER Images a step. [default: 128, 256 for glyphs]" in sections["Data"]
+    assert "[default: 4, 64 for digits and digits-unseen]" in sections["Data"]
     assert "--learning-rate FLOAT Learning rate of Adam." in sections["Optimisation"]
     for name in methods.names():
         for field in dataclasses.fields(methods.settings_of(name)):

@@ -26,7 +26,7 @@ from dmlfast.training import (
     methods,
     train,
 )
-from dmlfast.training.config import Backend
+from dmlfast.training.config import Backend, default_text
 
 # What a shell reports for a command that SIGINT ended.
 _INTERRUPTED = 128 + signal.SIGINT
@@ -73,8 +73,10 @@ commands.add_command(index)
 
 
 def option(title: str, name: str, text: str, **attributes: Any) -> Callable[[_Command], _Command]:
-    """An option that the help lists under a title."""
-    return click.option(name, cls=GroupedOption, groups={title: text}, **attributes)
+    """An option that the help lists under a title, with its default where the settings have one."""
+    default = default_text(name.removeprefix("--").replace("-", "_"))
+    shown = text if default is None else f"{text} [default: {default}]"
+    return click.option(name, cls=GroupedOption, groups={title: shown}, **attributes)
 
 
 def method_options(command: _Command) -> _Command:
@@ -109,7 +111,7 @@ def _kind_of(kind: Any) -> dict[str, Any]:
 @option(
     _DATA,
     "--labelled-per-class",
-    "Training images of each class, 0 for all. [default: 0]",
+    "Training images of each class, 0 for all.",
     type=int,
 )
 @option(_DATA, "--batch-size", "Images a step.", type=int)
@@ -132,8 +134,8 @@ def _kind_of(kind: Any) -> dict[str, Any]:
 @option(_RUN, "--resume", "Go on with the run in --out.", is_flag=True)
 @option(_RUN, "--overwrite", "Replace the run in --out.", is_flag=True)
 @option(_RUN, "--evaluate-every", "Steps from one evaluation to the next.", type=int)
-@option(_RUN, "--seed", "Start of every random stream. [default: 0]", type=int)
-@option(_RUN, "--device", "cpu, cuda or cuda:<number>. [default: cpu]")
+@option(_RUN, "--seed", "Start of every random stream.", type=int)
+@option(_RUN, "--device", "cpu, cuda or cuda:<number>.")
 @option(
     _RUN,
     "--backend",
@@ -144,8 +146,8 @@ def _kind_of(kind: Any) -> dict[str, Any]:
 def train_command(out: Path | None, resume: bool, overwrite: bool, **given: Any) -> int:
     """Train an embedding and write the run to a folder.
 
-    A setting that is not given is the default of the data set. Interrupt once (Ctrl-C) to stop
-    after the current step with everything saved; --resume goes on from there.
+    Interrupt once (Ctrl-C) to stop after the current step with everything saved; --resume goes on
+    from there.
     """
     if resume and out is None:
         raise click.UsageError("--resume needs the run folder: --out.")

@@ -35,15 +35,15 @@ __all__ = ["INDEX_SETTINGS", "SearchIndex", "build_index", "index_settings", "se
 INDEX_SETTINGS: Mapping[str, Mapping[str, str]] = {
     "flat": {},
     "ivf": {
-        "lists": "cells that the rows are divided into",
-        "probes": "cells that a search looks into",
-        "iterations": "iterations of k-means",
+        "lists": "cells that the rows are divided into, by default 4·sqrt(N), at most N / 39",
+        "probes": "cells that a search looks into, by default a 16th of them, at least 8",
+        "iterations": "iterations of k-means, by default 10",
     },
     "hnsw": {
-        "links": "links of a row in the graph",
-        "breadth": "rows that a search keeps while it follows links",
+        "links": "links of a row in the graph, by default 32",
+        "breadth": "rows that a search keeps while it follows links, by default 64",
     },
-    "pq": {"parts": "parts that a row is cut into, each stored as a byte"},
+    "pq": {"parts": "parts that a row is cut into, a byte each, by default one for 4 dimensions"},
 }
 
 _METRICS = ("euclidean", "dot")

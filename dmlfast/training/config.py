@@ -184,3 +184,15 @@ def _methods_with(setting: str) -> list[str]:
 
 def _names(kind: type) -> list[str]:
     return [field.name for field in dataclasses.fields(kind)]
+
+
+def default_text(name: str) -> str | None:
+    """A setting's default and those of single data sets, in words; None where there is none."""
+    if name not in _DEFAULTS:
+        return None
+    others: dict[Any, list[str]] = {}
+    for data, settings in _DEFAULTS_OF_DATA_SET.items():
+        if name in settings:
+            others.setdefault(settings[name], []).append(data)
+    exceptions = (f"{value} for {' and '.join(names)}" for value, names in others.items())
+    return ", ".join([str(_DEFAULTS[name]), *exceptions])
