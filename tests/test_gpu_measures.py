@@ -127,6 +127,15 @@ def test_a_step_of_several_calls_counts_as_one_call(tmp_path, monkeypatch):
     assert last["result"]["contestants"]["kernel"]["median"] == 2.0
 
 
+def test_the_rate_of_a_comparison_with_others_counts_these(tmp_path, monkeypatch):
+    case = TimedCase(Case(16, 4), {"kernel": doubled}, yardstick="kernel", columns=5)
+    monkeypatch.setitem(CASES, "tiny", case)
+    Timer("cpu", True, tmp_path / "events").measure("tiny", {})
+    last = json.loads((tmp_path / "events").read_text().splitlines()[-1])
+    kernel = last["result"]["contestants"]["kernel"]
+    assert kernel["operations_per_second"] == pytest.approx(2 * 16 * 5 * 4 / kernel["median"])
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_case_has_its_yardstick_and_its_kernel(name):
     case = CASES[name]

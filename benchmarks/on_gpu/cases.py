@@ -13,7 +13,7 @@ from torch import Tensor
 from dmlfast.benchmarking.workload import Case, Contestant, Inputs, Step
 from dmlfast.benchmarking.workloads import WORKLOADS
 from dmlfast.benchmarking.workloads._contestants import training
-from dmlfast.functional import hardest_negative, triplet_margin_loss
+from dmlfast.functional import assign_clusters, hardest_negative, triplet_margin_loss
 from on_gpu.clock import multiplication
 from on_gpu.data import make
 
@@ -26,6 +26,7 @@ _REPLAYED = "kernel, replayed"
 _KNOWN_ORDER = "kernel, order known"
 _COMPILED = "written out, compiled"
 _PEER = "pytorch-metric-learning"
+_PRODUCT_IN_BLOCKS = "product in blocks, bfloat16"
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class TimedCase:
         kind: of `on_gpu.data.make`.
         yardstick: whose time the others are compared with.
         kernel: the contestant that is dmlfast as it comes.
-        operations: whether 2·N²·d operations over the time is a rate that says something.
+        columns: what the N rows are compared with, where that is not they themselves.
+        operations: whether 2·N·columns·d operations over the time is a rate that says something.
         calls: how many calls a step makes, for contestants that make more than one.
         deadline: seconds for a contestant's preparation and two steps; compilers get more.
     """
@@ -48,6 +50,7 @@ class TimedCase:
     kind: str = "random"
     yardstick: str = "product, bfloat16"
     kernel: str = "kernel"
+    columns: int | None = None
     operations: bool = True
     calls: Mapping[str, int] = field(default_factory=dict)
     deadline: float = 10.0
@@ -111,11 +114,37 @@ def _hardest_negative(inputs: Inputs) -> Step:
 
 def _flash_kmeans(inputs: Inputs) -> Step:
     """Its assignment, every row a centre: the same search without labels, in half precision."""
+    return _flash_assignment(inputs.x, inputs.x)
+
+
+def _flash_assignment(rows: Tensor, centres: Tensor) -> Step:
     from flash_kmeans.assign_euclid_triton import euclid_assign_triton
 
-    x = inputs.x.half()[None]
+    x, y = rows.half()[None], centres.half()[None]
     squares = x.float().square().sum(-1)
-    return lambda: euclid_assign_triton(x, x, squares)
+    return lambda: euclid_assign_triton(x, y, squares)
+
+
+_CENTRES = 16384
+_BLOCK = 32768  # rows of the product with the centres, which is not held whole
+
+
+def _centres(inputs: Inputs) -> Tensor:
+    x = inputs.x
+    return make("random", _CENTRES, x.shape[1], seed=1)[0].to(x.device)
+
+
+def _assignment(inputs: Inputs) -> Step:
+    centres = _centres(inputs)
+    return lambda: assign_clusters(inputs.x, centres).distance
+
+
+def _product_with_centres(inputs: Inputs) -> Step:
+    """The bare product in bfloat16, a block of rows after the other into the same memory."""
+    x, y = inputs.x.bfloat16(), _centres(inputs).bfloat16()
+    out = x.new_empty(min(_BLOCK, len(x)), _CENTRES)
+    blocks = [multiplication(block, y.T, out[: len(block)]) for block in x.split(_BLOCK)]
+    return lambda: [block() for block in blocks]
 
 
 # Copies of the rows, in turn, so that they do not stay in the cache of the device.
@@ -184,6 +213,17 @@ def _loss(name: str, *rivals: str) -> dict[str, Contestant]:
     return _beside(kernel, _of(name, *(rivals or ("written out", _COMPILED, _PEER))))
 
 
+def _of_comparison(name: str, *rivals: str) -> TimedCase:
+    """The largest size of a comparison on a CPU, with its yardstick."""
+    workload = WORKLOADS[name]
+    return TimedCase(
+        workload.cases[-1],
+        _of(name, workload.yardstick, *rivals),
+        yardstick=workload.yardstick,
+        operations=False,
+    )
+
+
 _HARDEST = _beside(_hardest_negative, {"flash-kmeans": _flash_kmeans})
 
 CASES: dict[str, TimedCase] = {
@@ -192,6 +232,17 @@ CASES: dict[str, TimedCase] = {
     "eps_clustered": TimedCase(Case(32768), _beside(_eps, {}), kind="clustered"),
     "eps_random": TimedCase(Case(32768), _beside(_eps, _of("eps_triplet", _COMPILED, "reference"))),
     "multi_similarity": TimedCase(Case(32768), _loss("multi_similarity")),
+    "assignment": TimedCase(
+        Case(1048576),
+        {
+            _PRODUCT_IN_BLOCKS: _product_with_centres,
+            _KERNEL: _assignment,
+            "flash-kmeans": lambda inputs: _flash_assignment(inputs.x, _centres(inputs)),
+            _REPLAYED: replayed(_assignment),
+        },
+        yardstick=_PRODUCT_IN_BLOCKS,
+        columns=_CENTRES,
+    ),
     "nearest_positive": TimedCase(
         Case(131072),
         {
@@ -241,6 +292,9 @@ CASES: dict[str, TimedCase] = {
             **_of("nearest_neighbors", _KERNEL, "reference", "torch.cdist and topk", "KeOps"),
         },
     ),
+    "synthetic_ranking": _of_comparison("synthetic_ranking", _KERNEL, "written out", _COMPILED),
+    "soft_assignment": _of_comparison("soft_assignment", _KERNEL, "torch.cdist and softmax"),
+    "kmeans": _of_comparison("kmeans", _KERNEL, "reference"),
     "supcon": TimedCase(Case(32768), _loss("supcon")),
     "info_nce": TimedCase(Case(32768), _loss("info_nce")),
     # Last, as it may have to be given up: what is timed before it is safe.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import warnings
 from typing import Any, NamedTuple
 
@@ -52,7 +53,8 @@ def _norms(a: Tensor) -> Tensor:
     total = torch.zeros(len(a), dtype=torch.float64, device=a.device)
     for k in range(a.shape[1]):
         total += a[:, k] * a[:, k]
-    return total.sqrt()
+    # Rounded once; torch's root may be off in the last bit on a CPU.
+    return total.new_tensor([math.sqrt(square) for square in total.tolist()])
 
 
 def best(key: Tensor, eligible: Tensor, returned: Tensor, k: int = 1) -> Chosen:
@@ -62,6 +64,11 @@ def best(key: Tensor, eligible: Tensor, returned: Tensor, k: int = 1) -> Chosen:
     found = eligible.gather(1, order)
     distance = torch.where(found, returned.gather(1, order), torch.inf)
     return Chosen(distance, torch.where(found, order, -1))
+
+
+def _centres(rows: int) -> int:
+    """How many of the rows, the first ones, stand for centres."""
+    return rows // 4
 
 
 def oracle(x: Tensor, labels: Tensor, metric: str) -> dict[str, Chosen]:
@@ -80,6 +87,10 @@ def oracle(x: Tensor, labels: Tensor, metric: str) -> dict[str, Chosen]:
             "nearest_neighbors": best(key, others, returned, NEIGHBORS),
         }
         beyond = returned > found["nearest_positive"].distance
+        to_centres = key[:, : _centres(len(x))]
+        found["assign_clusters"] = best(
+            to_centres, torch.ones_like(to_centres, dtype=torch.bool), returned
+        )
         found["semihard_negative"] = best(key, ~same & beyond, returned)
         for name, chosen in found.items():
             chunks.setdefault(name, []).append(chosen)
@@ -100,6 +111,7 @@ def selected(x: Tensor, labels: Tensor, metric: str) -> dict[str, Any]:
             x, labels, beyond=positive.distance, metric=metric
         ),
         "nearest_neighbors": F.nearest_neighbors(x, k=NEIGHBORS, metric=metric),
+        "assign_clusters": F.assign_clusters(x, x[: _centres(len(x))], metric=metric),
     }
 
 

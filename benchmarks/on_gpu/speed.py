@@ -93,20 +93,22 @@ class Timer:
             step, results[who] = self._prepare(contestant, inputs, seconds)
             if step is not None:
                 steps[who] = step
-            if who == case.kernel:
+            if who == case.kernel and case.columns is None:
                 counts = search_counts(inputs.x, inputs.labels)
         self._tell(doing="timing", case=name, deadline=2 * PATIENCE * len(steps) + 30.0)
         self._take_turns(case, steps, results)
         rows, dimensions = inputs.x.shape
+        columns = case.columns or rows
         relate(
             results,  # type: ignore[arg-type]
             yardstick=case.yardstick,
             kernel=case.kernel,
-            operations=2.0 * rows**2 * dimensions if case.operations else None,
+            operations=2.0 * rows * columns * dimensions if case.operations else None,
             peak=0.0,
         )
         return {
             "rows": rows,
+            "columns": columns,
             "dimensions": dimensions,
             "per_class": case.size.per_class,
             "kind": case.kind,

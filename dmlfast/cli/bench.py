@@ -119,12 +119,16 @@ def _sized(workload: Workload, rows: tuple[int, ...], quick: bool) -> Workload:
 
 def _compare(workloads: list[Workload], settings: Settings, folder: Path, command: str) -> Results:
     picture = folder / _PICTURE
-    # No picture of other results stays beside these.
-    picture.unlink(missing_ok=True)
-    with BenchmarkReport() as report:
-        results = compare(
-            workloads, settings, folder / _RESULTS, command=command, progress=report.update
-        )
+    try:
+        with BenchmarkReport() as report:
+            results = compare(
+                workloads, settings, folder / _RESULTS, command=command, progress=report.update
+            )
+    except BaseException:
+        # No picture of other results stays beside these. Not before: a checkout without a picture
+        # that it holds is not the commit that it is at.
+        picture.unlink(missing_ok=True)
+        raise
     report.print_results(results)
     draw_results(results, picture)
     click.echo(f"Results: {folder}")
