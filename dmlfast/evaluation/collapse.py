@@ -76,8 +76,10 @@ def evaluate_collapse(
         margin: of the triplets, at least 0: a distance between unit rows.
 
     Returns:
-        The metrics. Not differentiable. The ratios have float32's precision. Nothing here depends
-        on the scale of `x`, and the ratios do not on a shift of it.
+        The metrics. Not differentiable. The ratios have float32's precision, divided by the share
+        of the pairs across among all that are compared, so that less of it is left where nearly all
+        rows are of one class. Nothing here depends on the scale of `x`, and the ratios do not on a
+        shift of it.
 
     Memory: O(N·d), three copies of the rows, and about 50 MB for a chunk of pairs. Time: O(N²·d).
 
