@@ -48,6 +48,20 @@ def test_finds_exactly_the_centres_that_the_oracle_finds(metric, backend, kind, 
     assert_same_bits(found, (distance.reshape(shape), index.reshape(shape)))
 
 
+@each_metric
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("top", [1, 3])
+@pytest.mark.parametrize("scale", [1e-16, 1e-12, 1e10, 1e12, 1e14, 1e18])
+def test_is_exact_where_rows_are_much_longer_or_shorter_than_centres(metric, dtype, top, scale):
+    # Of long rows the squared distances differ by less than float64 rounds them.
+    x, _, centers, _ = problem("random", 300, 70, 16, dtype)
+    found = F.assign_clusters(x * scale, centers, metric=metric, top=top)
+    zeros = torch.zeros(300)
+    distance, index = expected_of(x * scale, zeros, centers, zeros[:70], metric, top)
+    shape = (300,) if top == 1 else (300, top)
+    assert_same_bits(found, (distance.reshape(shape), index.reshape(shape)))
+
+
 @each_backend
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)

@@ -92,6 +92,20 @@ def test_the_search_is_exact_where_the_norms_leave_the_range_of_float32(select_i
         assert_same_bits((found.distance[:, None], found.index[:, None]), (distance, index))
 
 
+@pytest.mark.parametrize("selection", ["nearest_positive", "farthest_positive", "hardest_negative"])
+@pytest.mark.parametrize("scale", [1e12, 1e14, 1e18])
+def test_is_exact_for_anchors_much_longer_than_the_references(select_isa, selection, scale):
+    # Their squared distances differ by less than float64 rounds them.
+    anchors = make("random", 300, 16, 2)
+    others = make("random", 70, 16, 2, seed=1)
+    batch = (anchors[0] * scale, anchors[1], *others)
+    distance, index = oracle.select(*batch, **SELECTIONS[selection])
+    for isa in ISAS:
+        select_isa(isa)
+        found = getattr(F, selection)(*batch)
+        assert_same_bits((found.distance[:, None], found.index[:, None]), (distance, index))
+
+
 @each_selection
 def test_is_exact_at_20000_rows(selection):
     # Enough rows for several cache blocks a thread, on a grid: ties are common and far apart.

@@ -24,7 +24,8 @@ class KMeans(NamedTuple):
 
     Attributes:
         centers: (K, d) float64 for float64 rows, else float32.
-        index: (N,) int64, the nearest centre of each row; -1 for a row that is not finite.
+        index: (N,) int64, the nearest centre of each row; -1 for a row that is not finite, and for
+            every row where no centre is finite.
         inertia: float64 scalar, the sum over the rows of the squared distance to their centre.
         history: (iterations + 1,) float64, the inertia before each iteration and at the end.
     """
@@ -63,9 +64,10 @@ def kmeans(
             finite belong to no cluster.
         clusters: the number K of centres, at least 1; it may exceed the number of rows.
         iterations: how often the centres move at most, at least 0.
-        initial: (K, d) centres to start from, dtype and device of `x`. By default rows drawn as
-            k-means++ does: the first uniformly, each other one in proportion to its squared
-            distance to the nearest of those before.
+        initial: (K, d) centres to start from, dtype and device of `x`; one that is not finite has
+            no rows, as an empty cluster. By default rows drawn as k-means++ does: the first
+            uniformly, each other one in proportion to its squared distance to the nearest of those
+            before.
         restarts: how many starts are drawn, at least 1; the result is that of the least inertia,
             the first of equal ones.
         generator: of any device; torch's own of the CPU by default, and alone under

@@ -9,6 +9,7 @@ namespace dmlfast::cpu {
 namespace {
 
 constexpr double kUnit = 0x1p-24;        // relative rounding error of float32
+constexpr double kDoubleUnit = 0x1p-53;  // that of float64
 constexpr double kUnderflow = 0x1p-124;  // four times what a flushed element or product loses
 
 // The error bound counts on float64 products of rows this long to be normal numbers.
@@ -50,7 +51,8 @@ void SearchPair::pack(bool negated) {
 // The key of a pair is the scaled value minus a part that only the anchor decides. Its error has
 // three sources: the elements' rounding (2 units of |x||y|), the sum (a chain of 16 and then the
 // chains), and the rounding of addend and key. One unit in sixteen is spare, far more than the
-// float64 roundings need.
+// float64 roundings need; but for those of squared differences, which the values that are compared
+// have, too: beside a much longer anchor the keys are small, and they are not.
 double SearchPair::error_of(double norm) const {
   const double dimensions = static_cast<double>(references_.rows.columns());
   const double chains = std::ceil(dimensions / kSearchChain);
@@ -58,8 +60,9 @@ double SearchPair::error_of(double norm) const {
   const double greatest = y_.greatest_packed_norm();
   const double products = factor * norm * greatest;
   const double key = products + (factor == 2.0 ? greatest * greatest : 0.0);
+  const double sum = factor == 2.0 ? norm + greatest : 0.0;
   return 1.0625 * kUnit * ((kSearchChain + chains + 4.0) * products + 3.0 * key) +
-         kUnderflow * dimensions;
+         4.0 * (dimensions + 8.0) * kDoubleUnit * sum * sum + kUnderflow * dimensions;
 }
 
 float rounded_down(double value) {
