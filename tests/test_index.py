@@ -143,6 +143,24 @@ def test_default_settings(kind: str, rows: int, dimensions: int, expected: dict)
     assert index_settings(kind, rows, dimensions) == expected
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("rows", "dimensions", "error", "message"),
+    [
+        (0, 3, ValueError, "rows: expected at least 1, got 0"),
+        (-4, 3, ValueError, "rows: expected at least 1, got -4"),
+        (9, 0, ValueError, "dimensions: expected at least 1, got 0"),
+        (9.0, 3, TypeError, "rows: expected an integer, got 9.0"),
+        (9, True, TypeError, "dimensions: expected an integer, got True"),
+    ],
+)
+def test_index_settings_names_a_size_that_is_wrong(
+    kind: str, rows: int, dimensions: int, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        index_settings(kind, rows, dimensions)
+
+
 NAN = randn(5, 4)
 NAN[2, 1] = math.nan
 
@@ -162,6 +180,8 @@ NAN[2, 1] = math.nan
         ({"generator": 3}, TypeError, "generator: expected"),
         ({"lists": 3}, ValueError, "lists: expected no setting for an index of kind flat"),
         ({"kind": "pq", "lists": 3}, ValueError, "lists: expected parts for an index of kind pq"),
+        ({"kind": "ivf", "rows": 3}, ValueError, "rows: expected lists, probes, iterations for"),
+        ({"dimensions": 3}, ValueError, "dimensions: expected no setting for an index of kind"),
         ({"kind": "ivf", "lists": 0}, ValueError, "lists: expected 1 to 40, got 0"),
         ({"kind": "ivf", "lists": 41}, ValueError, "lists: expected 1 to 40, got 41"),
         ({"kind": "ivf", "lists": 4, "probes": 5}, ValueError, "probes: expected 1 to 4, got 5"),

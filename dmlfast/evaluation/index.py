@@ -65,7 +65,7 @@ class SearchIndex(Protocol):
         ...
 
 
-def index_settings(kind: str, rows: int, dimensions: int, **given: int) -> dict[str, int]:
+def index_settings(kind: str, rows: int, dimensions: int, /, **given: int) -> dict[str, int]:
     """Every setting of an index of so many rows: those given, and the defaults of the rest.
 
     Args:
@@ -75,10 +75,12 @@ def index_settings(kind: str, rows: int, dimensions: int, **given: int) -> dict[
         given: settings of that kind.
 
     Raises:
-        TypeError: a setting that is no integer.
-        ValueError: an unknown kind or setting, or one out of its range.
+        TypeError: a number that is no integer.
+        ValueError: an unknown kind or setting, or a number out of its range.
     """
     check_option("kind", kind, tuple(INDEX_SETTINGS))
+    check_count("rows", rows)
+    check_count("dimensions", dimensions)
     for name in given:
         if name not in INDEX_SETTINGS[kind]:
             known = ", ".join(INDEX_SETTINGS[kind]) or "no setting"
