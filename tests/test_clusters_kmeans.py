@@ -196,6 +196,11 @@ def test_the_history_falls_and_repeats_once_nothing_moves(backend):
     assert torch.equal(mean, found.centers)
 
 
+def test_the_greatest_number_of_iterations_is_served():
+    x, _ = make("clustered", 20, 4, 5)
+    assert F.kmeans(x, 5, iterations=2**20).history.shape == (2**20 + 1,)
+
+
 @each_backend
 def test_no_iteration_only_assigns(backend):
     x, _ = make("random", 50, 3, 1)
@@ -348,7 +353,9 @@ def test_opcheck(name):
 
 MISTAKES = {
     "no cluster": (ValueError, "clusters: expected at least 1, got 0", {"clusters": 0}),
-    "negative": (ValueError, "iterations: expected at least 0", {"iterations": -1}),
+    "negative": (ValueError, "iterations: expected 0 to 1048576, got -1", {"iterations": -1}),
+    "endless": (ValueError, "iterations: expected 0 to 1048576, got", {"iterations": 2**20 + 1}),
+    "beyond int64": (ValueError, "iterations: expected 0 to 1048576, got", {"iterations": 2**64}),
     "no start": (ValueError, "restarts: expected at least 1", {"restarts": 0}),
     "no rows": (ValueError, "x: expected rows", {"x": torch.zeros(0, 2)}),
     "no generator": (TypeError, "generator: expected a torch.Generator", {"generator": 3}),

@@ -25,6 +25,7 @@ from dmlfast import functional
 from dmlfast._optional import require
 from dmlfast.evaluation._metrics import check_labelled, check_labels
 from dmlfast.ops._arguments import check_count, check_generator
+from dmlfast.ops.clusters_kmeans import GREATEST_ITERATIONS
 
 __all__ = [
     "ClusteringMetrics",
@@ -82,7 +83,7 @@ def evaluate_clustering(
             `dmlfast.functional.kmeans`.
         labels: (N,) of an integer dtype, compared as int64, on any device.
         clusters: how many, at least 1; by default the number of classes.
-        iterations: how often the centres move at most, at least 0.
+        iterations: how often the centres move at most, 0 to 2^20.
         restarts: how many starts are drawn, at least 1; the clusters of the least inertia count.
         generator: what the starts are drawn by; by default one of a fixed seed of its own, so that
             the same rows always have the same values.
@@ -98,7 +99,7 @@ def evaluate_clustering(
         ImportError: scikit-learn is not installed.
     """
     rows_labels = check_labelled("x", x, "labels", labels)
-    check_count("iterations", iterations, least=0)
+    check_count("iterations", iterations, least=0, greatest=GREATEST_ITERATIONS)
     check_count("restarts", restarts)
     check_generator(generator)
     if clusters is not None:

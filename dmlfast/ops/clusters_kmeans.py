@@ -18,6 +18,9 @@ from dmlfast.ops._operators import operators, register
 from dmlfast.reference import clusters as reference
 from dmlfast.reference.distances import distance_dtype
 
+# The history has 8 bytes for each.
+GREATEST_ITERATIONS = 2**20
+
 
 class KMeans(NamedTuple):
     """What `kmeans` found.
@@ -63,7 +66,7 @@ def kmeans(
         x: (N, d) rows; float16, bfloat16, float32 or float64, any strides. Those that are not
             finite belong to no cluster.
         clusters: the number K of centres, at least 1; it may exceed the number of rows.
-        iterations: how often the centres move at most, at least 0.
+        iterations: how often the centres move at most, 0 to 2^20.
         initial: (K, d) centres to start from, dtype and device of `x`; one that is not finite has
             no rows, as an empty cluster. By default rows drawn as k-means++ does: the first
             uniformly, each other one in proportion to its squared distance to the nearest of those
@@ -91,7 +94,7 @@ def kmeans(
     """
     given = check_embeddings("x", x)
     count = check_count("clusters", clusters)
-    steps = check_count("iterations", iterations, least=0)
+    steps = check_count("iterations", iterations, least=0, greatest=GREATEST_ITERATIONS)
     starts = check_count("restarts", restarts)
     check_generator(generator)
     rows = given.detach().to(distance_dtype(given))
