@@ -143,6 +143,16 @@ def test_default_settings(kind: str, rows: int, dimensions: int, expected: dict)
     assert index_settings(kind, rows, dimensions) == expected
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [("hnsw", {"links": 1024, "breadth": 2**20}), ("ivf", {"iterations": 2**20})],
+)
+def test_the_greatest_settings_are_served(kind: str, settings: dict[str, int]) -> None:
+    x = randn(50, 4)
+    found = search_index(build_index(x, kind, generator=seeded(), **settings), x, 1)
+    assert torch.equal(found.index[:, 0], torch.arange(50))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("rows", "dimensions", "error", "message"),
@@ -186,7 +196,22 @@ NAN[2, 1] = math.nan
         ({"kind": "ivf", "lists": 41}, ValueError, "lists: expected 1 to 40, got 41"),
         ({"kind": "ivf", "lists": 4, "probes": 5}, ValueError, "probes: expected 1 to 4, got 5"),
         ({"kind": "ivf", "iterations": 1.5}, TypeError, "iterations: expected an integer"),
-        ({"kind": "hnsw", "links": 1}, ValueError, "links: expected at least 2, got 1"),
+        (
+            {"kind": "ivf", "iterations": 2**42},
+            ValueError,
+            "iterations: expected 0 to 1048576, got",
+        ),
+        ({"kind": "hnsw", "links": 1}, ValueError, "links: expected 2 to 1024, got 1"),
+        (
+            {"kind": "hnsw", "links": 3 * 10**9},
+            ValueError,
+            "links: expected 2 to 1024, got 3000000",
+        ),
+        (
+            {"kind": "hnsw", "breadth": 2**31},
+            ValueError,
+            "breadth: expected 2 to 1048576, got 2147",
+        ),
         ({"kind": "pq", "parts": 3}, ValueError, "parts: expected a divisor of 4 dimensions"),
     ],
 )

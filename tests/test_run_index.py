@@ -286,6 +286,9 @@ def test_files_of_two_indexes_are_refused(indexes, tmp_path):
     [
         (["--lists", 3], "lists: expected no setting for an index of kind flat, got lists."),
         (["--kind", "ivf", "--lists", 5000], "lists: expected 1 to 674, got 5000."),
+        (["--kind", "ivf", "--iterations", 3 * 10**12], "iterations: expected 0 to 1048576, got"),
+        (["--kind", "hnsw", "--links", 3 * 10**9], "links: expected 2 to 1024, got 3000000000."),
+        (["--kind", "hnsw", "--breadth", 3 * 10**9], "breadth: expected 2 to 1048576, got"),
         (["--kind", "pq", "--parts", 3], "parts: expected a divisor of 4 dimensions, got 3."),
     ],
 )

@@ -28,6 +28,7 @@ from dmlfast.ops._arguments import (
     check_option,
     describe,
 )
+from dmlfast.ops.clusters_kmeans import GREATEST_ITERATIONS
 
 __all__ = ["INDEX_SETTINGS", "SearchIndex", "build_index", "index_settings", "search_index"]
 
@@ -52,6 +53,8 @@ _ROWS_A_LIST = 39
 _LEAST_PROBES = 8
 # Dimensions of a part, by default.
 _PART = 4
+# Of a graph: 8 kB a row, and 8 MB a thread that searches.
+_GREATEST = {"links": 2**10, "breadth": 2**20}
 
 
 class SearchIndex(Protocol):
@@ -89,7 +92,10 @@ def index_settings(kind: str, rows: int, dimensions: int, /, **given: int) -> di
         return _ivf_settings(rows, **given)
     if kind == "hnsw":
         settings = {"links": 32, "breadth": 64} | given
-        return {name: check_count(name, settings[name], least=2) for name in settings}
+        return {
+            name: check_count(name, value, least=2, greatest=_GREATEST[name])
+            for name, value in settings.items()
+        }
     if kind == "pq":
         parts = given.get("parts", _most_parts(dimensions))
         if dimensions % check_count("parts", parts):
@@ -114,9 +120,10 @@ def build_index(
       which a search reads more. A query is compared with the rows of the nearest cells.
       Settings: `lists`, the cells, by default 4·sqrt(N), but with 39 rows on average at least;
       `probes`, the cells that a search looks into, a 16th of them by default, but at least 8;
-      `iterations` of k-means, 10.
-    * "hnsw" follows links from row to row. Settings: `links` of a row, 32; `breadth`, the rows that
-      a search keeps, 64. It is built by one thread, so that it is the same each time.
+      `iterations` of k-means, 10, at most 2^20.
+    * "hnsw" follows links from row to row. Settings: `links` of a row, 32, 2 to 1024; `breadth`,
+      the rows that a search keeps, 64, 2 to 2^20. It is built by one thread, so that it is the same
+      each time.
     * "pq" stores a row as bytes and compares with what they stand for, by tables that faiss trains.
       Settings: `parts`, a byte each, by default one for 4 dimensions or, where they do not divide,
       the next that do. With fewer than 256 rows they are shorter than a byte.
@@ -244,7 +251,9 @@ def _ivf_settings(rows: int, **given: int) -> dict[str, int]:
     return {
         "lists": lists,
         "probes": check_count("probes", given.get("probes", default), greatest=lists),
-        "iterations": check_count("iterations", given.get("iterations", 10), least=0),
+        "iterations": check_count(
+            "iterations", given.get("iterations", 10), least=0, greatest=GREATEST_ITERATIONS
+        ),
     }
 
 
