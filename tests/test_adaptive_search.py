@@ -192,6 +192,7 @@ class Index:
 BAD = torch.ones(300, 8)
 BAD[2, 3] = math.nan
 LARGE = torch.full((300, 8), 1e200, dtype=torch.float64)
+OF_NORM_1E20 = {"queries": torch.full((40, 8), 1e20 / 8**0.5), "structure": torch.ones(40, 8)}
 MISTAKES = {
     "no tensor": ({"queries": [1.0]}, TypeError, "queries: expected"),
     "a structure of another shape": ({"structure": torch.ones(40, 7)}, ValueError, "structure: ex"),
@@ -230,6 +231,16 @@ MISTAKES = {
     "no index": ({"index": "flat"}, TypeError, "index: expected a faiss index, got str"),
     "an index of other rows": ({"index": Index(8, 299)}, ValueError, "index: expected one of 300"),
     "an index of other lengths": ({"index": Index(9, 300)}, ValueError, "index: expected one of"),
+    "queries too large for an index": (
+        {**OF_NORM_1E20, "references": torch.ones(300, 8), "index": Index(8, 300)},
+        ValueError,
+        "queries: expected rows of norm 6.52e.18 at most, .* got values up to 3.54e.19 in",
+    ),
+    "references too large for an index": (
+        {"references": torch.full((300, 8), 3e18), "index": Index(8, 300)},
+        ValueError,
+        "references: expected rows of norm 6.52e.18 at most, .* got values up to 3e.18 in",
+    ),
     "an index and no shortlist": (
         {"index": Index(8, 300), "shortlist": None},
         ValueError,

@@ -117,6 +117,24 @@ def test_the_own_row_is_left_out_and_its_duplicate_stays(kind: str) -> None:
     assert found.distance[3, 0] == 0
 
 
+@pytest.mark.parametrize("metric", ["euclidean", "dot"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_the_greatest_norm_are_found_as_small_ones_are(kind: str, metric: str) -> None:
+    if kind == "ivf":
+        metric = "euclidean"
+    x = 1.414 * torch.nn.functional.normalize(randn(ROWS, DIMENSIONS), dim=1)
+    x[ROWS // 2 :] = -x[: ROWS // 2]  # as far apart as they can be
+    # A power of two changes no digit of a product or a sum, and 1.414 of it is the greatest norm.
+    found, plain = (
+        search_index(build_index(rows, kind, metric=metric, generator=seeded()), rows, ROWS)
+        for rows in (x * 2.0**62, x)
+    )
+    assert torch.equal(found.index < 0, plain.index < 0)
+    assert torch.equal(found.distance.isinf(), found.index < 0)
+    if kind != "pq":  # faiss ends its training of tables by fixed bounds
+        assert torch.equal(found.index, plain.index)
+
+
 def test_one_that_is_no_row_has_nothing_left_out() -> None:
     x = randn(6, 4)
     own = torch.tensor([-1, 1, -1])
@@ -173,6 +191,9 @@ def test_index_settings_names_a_size_that_is_wrong(
 
 NAN = randn(5, 4)
 NAN[2, 1] = math.nan
+# A single row of norm 6.6e18, that float32 holds, beside many that are small.
+LONG = torch.zeros(2**20 // 4 + 1, 4)
+LONG[-1] = 3.3e18
 
 
 @pytest.mark.parametrize(
@@ -183,6 +204,8 @@ NAN[2, 1] = math.nan
         ({"x": torch.ones(3, 2).long()}, TypeError, "x: expected float16"),
         ({"x": torch.ones(0, 2)}, ValueError, "x: expected a row and a dimension at least"),
         ({"x": NAN}, ValueError, "x: expected values that are finite"),
+        ({"x": LONG}, ValueError, "x: expected rows of norm 6.52e.18 at most.* up to 3.3e.18 in"),
+        ({"x": 1e100 * randn(5, 4).double()}, ValueError, "x: expected rows of norm 6.52e.18"),
         ({"x": torch.ones(1, 4), "kind": "pq"}, ValueError, "x: expected at least 2 rows"),
         ({"kind": "tree"}, ValueError, "kind: expected one of .* got 'tree'"),
         ({"metric": "cosine"}, ValueError, "metric: expected one of .* got 'cosine'"),
@@ -228,6 +251,12 @@ def test_build_index_names_what_is_wrong(
         ({"index": object()}, TypeError, "index: expected a faiss index, got object"),
         ({"queries": torch.ones(3, 5)}, ValueError, "queries: expected 4 dimensions"),
         ({"queries": NAN}, ValueError, "queries: expected values that are finite"),
+        (
+            {"queries": LONG},
+            ValueError,
+            "queries: expected rows of norm 6.52e.18 at most",
+        ),
+        ({"queries": 1e200 * randn(3, 4).double()}, ValueError, "queries: expected rows of norm"),
         ({"k": 0}, ValueError, "k: expected at least 1, got 0"),
         ({"self_index": torch.zeros(2).long()}, ValueError, "self_index: expected shape"),
         ({"self_index": torch.zeros(3)}, TypeError, "self_index: expected an integer dtype"),

@@ -20,7 +20,7 @@ from dmlfast.evaluation._metrics import (
     without_queries,
 )
 from dmlfast.evaluation._rows import chunk_rows, parts
-from dmlfast.evaluation.index import SearchIndex, check_index, found_by
+from dmlfast.evaluation.index import SearchIndex, check_index, check_norms, found_by
 from dmlfast.functional import Selection
 from dmlfast.ops._arguments import check_count, check_integers, check_references, describe
 from dmlfast.ops.neighbors_top import GREATEST_K
@@ -64,7 +64,8 @@ def adaptive_search(
         k: how many, 1 to 1024 and at most `shortlist`; it may exceed the number of references.
         shortlist: how many are ranked, at most 1024; None for all.
         index: a faiss index of the references in their order, approximate ones included, that gives
-            the shortlist; by default it is searched exactly, on the device of the queries.
+            the shortlist; it compares in float32: queries and references of norm 6e18 at most. By
+            default the shortlist is searched exactly, on the device of the queries.
         self_index: (N,) of an integer dtype, the reference that is the query itself, and is left
             out; -1 for none. By default no reference is left out; without `references` it is known.
 
@@ -84,7 +85,7 @@ def adaptive_search(
         TypeError: something is not a tensor or a faiss index, or has a wrong dtype.
         ValueError: a wrong shape, device or number; a row that is not finite or a weight below 0;
             float64 values so large, about 1e152, that their weighted squares overflow; an index of
-            another number or length of rows, or without a shortlist.
+            another number or length of rows, of rows too large for it, or without a shortlist.
     """
     queries, structure = check_structure(queries, structure, ("queries", "structure"))
     queries, structure = queries.detach(), structure.detach()
@@ -286,6 +287,9 @@ def _of_index(
             f"index: expected one of {references.shape[0]} rows of length {references.shape[1]}, "
             f"got {index.ntotal} of {index.d}"
         )
+    check_norms("queries", queries)
+    if references is not queries:
+        check_norms("references", references)
     return found_by(index, queries, shortlist, self_index)[1]
 
 

@@ -53,6 +53,8 @@ _ROWS_A_LIST = 39
 _LEAST_PROBES = 8
 # Dimensions of a part, by default.
 _PART = 4
+# Two such rows are at most 2^127 apart, squared: half of what float32 holds.
+_GREATEST_SQUARE = 2.0**125
 # Of a graph: 8 kB a row, and 8 MB a thread that searches.
 _GREATEST = {"links": 2**10, "breadth": 2**20}
 
@@ -128,10 +130,12 @@ def build_index(
       Settings: `parts`, a byte each, by default one for 4 dimensions or, where they do not divide,
       the next that do. With fewer than 256 rows they are shorter than a byte.
 
-    Rows are compared in float32. A large common offset costs digits: subtract it first.
+    Rows are compared in float32. A large common offset costs digits, subtract it first; so do
+    squared distances below about 1e-38.
 
     Args:
-        x: (N, d) float16, bfloat16, float32 or float64 embeddings, any strides, N and d at least 1.
+        x: (N, d) float16, bfloat16, float32 or float64 embeddings, any strides, N and d at least 1;
+            rows of norm 6e18 at most, whose squared distances float32 holds.
         kind: "flat", "ivf", "hnsw" or "pq".
         metric: "euclidean", or "dot" for the largest inner product first, which "ivf" does not
             serve. For the cosine, give rows and queries of unit length.
@@ -148,7 +152,7 @@ def build_index(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, an unknown kind, metric or setting, a setting out of its range, a
-            row that is not finite in float32, or a single row for "pq".
+            row that is not finite or too large, or a single row for "pq".
         ImportError: faiss is not installed.
     """
     rows = check_embeddings("x", x).detach()
@@ -162,9 +166,8 @@ def build_index(
     if kind == "pq" and len(rows) < 2:
         raise ValueError(f"x: expected at least 2 rows with kind 'pq', got {describe(x)}")
     chosen = index_settings(kind, rows.shape[0], rows.shape[1], **settings)
+    check_norms("x", rows)
     packed = rows.to(device="cpu", dtype=torch.float32).contiguous()
-    if not all(bool(part.isfinite().all()) for part in parts(packed)):
-        raise ValueError(f"x: expected values that are finite in float32, got {describe(x)}")
     faiss = require("faiss", "train")
     number = faiss.METRIC_L2 if metric == "euclidean" else faiss.METRIC_INNER_PRODUCT
     if kind == "ivf":
@@ -178,8 +181,10 @@ def search_index(
     """The nearest rows of an index to each query, the nearest first, as the index finds them.
 
     Args:
-        index: an index of faiss.
-        queries: (N, d) float16, bfloat16, float32 or float64, any strides.
+        index: an index of faiss. What it finds is its own: of rows larger than `build_index`
+            takes that may be nothing.
+        queries: (N, d) float16, bfloat16, float32 or float64, any strides; rows of norm 6e18 at
+            most, whose squared distances float32 holds.
         k: how many, at least 1; it may exceed the number of rows.
         self_index: (N,) of an integer dtype, the row of the index that is the query itself, and is
             left out; -1 for none. By default no row is left out.
@@ -194,7 +199,7 @@ def search_index(
 
     Raises:
         TypeError: something is not a tensor or an index, or has a wrong dtype.
-        ValueError: a wrong shape or device, k below 1, or a row that is not finite in float32.
+        ValueError: a wrong shape or device, k below 1, or a row that is not finite or too large.
     """
     rows = check_embeddings("queries", queries).detach()
     check_count("k", k)
@@ -202,10 +207,7 @@ def search_index(
     check_dimensions("queries", rows, index.d)
     if self_index is not None:
         self_index = check_integers("self_index", self_index, len(rows), rows.device)
-    if not all(bool(part.float().isfinite().all()) for part in parts(rows)):
-        raise ValueError(
-            f"queries: expected values that are finite in float32, got {describe(queries)}"
-        )
+    check_norms("queries", rows)
     values, found = found_by(index, rows, k, self_index)
     euclidean = getattr(index, "metric_type", 1) == 1  # faiss.METRIC_L2
     distance = values.clamp(min=0).sqrt() if euclidean else -values
@@ -216,6 +218,20 @@ def check_index(index: object) -> None:
     """Raises TypeError unless it looks like an index of faiss."""
     if not all(hasattr(index, name) for name in ("d", "ntotal", "search")):
         raise TypeError(f"index: expected a faiss index, got {describe(index)}")
+
+
+def check_norms(name: str, rows: Tensor) -> None:
+    """Raises ValueError unless float32 holds the squared distances of such rows."""
+    for part in parts(rows):
+        wide = part.double()
+        if not bool(wide.isfinite().all()):
+            raise ValueError(f"{name}: expected values that are finite, got {describe(rows)}")
+        if bool((wide.square().sum(1) > _GREATEST_SQUARE).any()):
+            raise ValueError(
+                f"{name}: expected rows of norm {math.sqrt(_GREATEST_SQUARE):.3g} at most, whose "
+                f"squared distances float32 holds, got values up to {wide.abs().max():.3g} in "
+                f"{describe(rows)}"
+            )
 
 
 def found_by(
