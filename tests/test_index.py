@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -133,6 +134,40 @@ def test_rows_of_the_greatest_norm_are_found_as_small_ones_are(kind: str, metric
     assert torch.equal(found.distance.isinf(), found.index < 0)
     if kind != "pq":  # faiss ends its training of tables by fixed bounds
         assert torch.equal(found.index, plain.index)
+
+
+class Asked:
+    """An index that keeps how many it was asked for."""
+
+    def __init__(self, index: Any) -> None:
+        self.index, self.d, self.ntotal = index, index.d, index.ntotal
+        self.metric_type = index.metric_type
+        self.asked: list[int] = []
+
+    def search(self, x: Any, k: int, /) -> tuple[Any, Any]:
+        self.asked.append(k)
+        return self.index.search(x, k)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "dot"])
+@pytest.mark.parametrize("own", [None, torch.tensor([0, -1, 4])])
+def test_faiss_is_asked_for_no_more_than_it_has(own: Tensor | None, metric: str) -> None:
+    x = randn(6, 4)
+    index = Asked(build_index(x, metric=metric))
+    found = search_index(index, x[:3], 5000, self_index=own)
+    assert index.asked == [6]
+    assert found.index.shape == found.distance.shape == (3, 5000)
+    few = search_index(index.index, x[:3], 6, self_index=own)
+    assert torch.equal(found.index[:, :6], few.index)
+    assert torch.equal(found.distance[:, :6], few.distance)
+    assert (found.index[:, 6:] == -1).all()
+    assert (found.distance[:, 6:] == math.inf).all()
+
+
+def test_an_index_without_rows_finds_nothing() -> None:
+    found = search_index(faiss.IndexFlatL2(4), randn(3, 4), 2, self_index=torch.zeros(3).long())
+    assert found.index.tolist() == [[-1, -1]] * 3
+    assert found.distance.isinf().all()
 
 
 def test_one_that_is_no_row_has_nothing_left_out() -> None:

@@ -198,6 +198,20 @@ def test_another_split_has_no_row_of_its_own(indexes, tmp_path, capsys):
     assert [r["neighbor"] for r in json.loads(out.read_text())] == rows.flatten().tolist()
 
 
+@pytest.mark.parametrize("method", ["triplet", "nasa"])
+def test_more_neighbours_than_rows_are_all_rows(indexes, tmp_path, method, capsys):
+    index, out = indexes[method], tmp_path / "found.json"
+    options = ["--queries", "test", "--first", 2, "--no-structure"]
+    command("search", index.path, *options, "--k", 10**11, "--out", out)
+    printed = capsys.readouterr().out
+    assert printed.startswith("k: 674 rows are indexed, fewer than 100000000000: as many are")
+    assert "recall@674" in printed
+    found = [row["neighbor"] for row in json.loads(out.read_text())]
+    for query in range(2):
+        others = [row for row in range(674) if row != query]
+        assert sorted(found[query * 673 : (query + 1) * 673]) == others
+
+
 @pytest.mark.parametrize("is_inverted", [False, True])
 def test_an_image_file_finds_the_image_that_it_is(indexes, tmp_path, is_inverted, capsys):
     image_of = pytest.importorskip("PIL.Image")

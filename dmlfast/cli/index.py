@@ -163,6 +163,10 @@ def search(
             require("matplotlib.figure", "train")
         opened = RunIndex.open(index_folder)
         run = opened.run(run_folder)
+        rows = opened.description["rows"]
+        if k > rows:
+            click.echo(f"k: {rows} rows are indexed, fewer than {k}: as many are searched for.")
+            k = rows
         if (structure or shortlist is not None) and not run.has_structure:
             named = "structure" if structure else "shortlist"
             raise ValueError(f"{named}: expected a run with a structure, got that in {run.path}")

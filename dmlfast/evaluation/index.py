@@ -242,7 +242,15 @@ def found_by(
     `self_index` as in `search_index`, of int64.
     """
     packed = queries.float().cpu().contiguous().numpy()
-    values, found = map(torch.from_numpy, index.search(packed, k + int(self_index is not None)))
+    asked = k + int(self_index is not None)
+    # faiss reserves memory for all that it is asked for, and has nothing beyond its rows.
+    there = max(1, min(asked, index.ntotal))
+    values, found = map(torch.from_numpy, index.search(packed, there))
+    if there < asked:
+        values, found = (
+            torch.nn.functional.pad(given, (0, asked - there), value=none)
+            for given, none in ((values, torch.inf), (found, -1))
+        )
     if self_index is not None:
         kept = is_kept(found, self_index.cpu())
         values, found = (given[kept].view(len(found), k) for given in (values, found))
