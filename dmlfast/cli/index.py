@@ -207,6 +207,11 @@ def _queries(
 ) -> Queries:
     splits = [name for name in given if name in SPLIT_NAMES]
     if given and not splits:
+        missing = [name for name in given if not Path(name).exists()]
+        if missing:
+            raise ValueError(
+                f"queries: expected {', '.join(SPLIT_NAMES)} or image files, got {missing[0]!r}"
+            )
         if first is not None:
             raise ValueError(f"first: expected none with image files, got {first}")
         return opened.file_queries(run, given)
