@@ -116,7 +116,7 @@ def picture(name: str, folder: Path) -> None:
         model = ConvolutionalEmbedding(
             image_size=test.images.shape[-1], dimensions=config.dimensions
         )
-        model.load_state_dict(run_folder.read_checkpoint(config)["selected_model"])
+        model.load_state_dict(run_folder.read_checkpoint(config, resume=False)["selected_model"])
         metrics = json.loads((run_folder.path / RunFolder.METRICS).read_text(encoding="utf-8"))
         axes = figure.add_subplot(1, 2, place + 1)
         entries = draw_embedding(

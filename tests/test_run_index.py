@@ -336,6 +336,14 @@ def test_search_names_what_is_wrong(indexes, capsys, method, options, message, c
     assert message in error_of(capsys, "search", indexes[method].path, *options, code=code)
 
 
+def test_a_run_without_weights_is_one_sentence(runs, tmp_path, capsys):
+    shutil.copy(runs["triplet"] / "config.json", tmp_path)
+    error = error_of(capsys, "build", tmp_path)
+    assert f"{tmp_path} holds no trained weights: there is no checkpoint.pt, which a run" in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
 def test_a_folder_without_a_run_or_an_index_is_one_sentence(tmp_path, capsys):
     assert f"{tmp_path} holds no run" in error_of(capsys, "build", tmp_path)
     assert f"{tmp_path} holds no index" in error_of(capsys, "search", tmp_path)

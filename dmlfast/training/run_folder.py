@@ -135,11 +135,12 @@ class RunFolder:
         with self.replacing(self.CHECKPOINT) as partial:
             partial.write_bytes(buffer.getbuffer())
 
-    def read_checkpoint(self, config: TrainConfig) -> dict[str, Any]:
+    def read_checkpoint(self, config: TrainConfig, *, resume: bool = True) -> dict[str, Any]:
         """Read `checkpoint.pt` onto the CPU.
 
         Args:
             config: the configuration that the checkpoint must come from.
+            resume: whether the run is to go on from it, which tells what to do without one.
 
         Raises:
             RunFolderError: if the file is missing or unreadable, or comes from another
@@ -152,6 +153,9 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path} holds no {self.CHECKPOINT} to resume from: the run has to start "
                 "again, with --overwrite."
+                if resume
+                else f"{self.path} holds no trained weights: there is no {self.CHECKPOINT}, which "
+                "a run writes when it is first evaluated or interrupted."
             ) from error
         except OSError as error:
             raise RunFolderError(f"{file} cannot be read: {reason(error)}.") from error

@@ -64,7 +64,7 @@ class TrainedRun:
             ImportError: if a package that the data set needs is not installed.
         """
         folder, config = RunFolder.open(path)
-        checkpoint = folder.read_checkpoint(config)
+        checkpoint = folder.read_checkpoint(config, resume=False)
         data = data_sets.load(config.data)
         channels, height, width = data.test.images.shape[1:]
         classes = len(torch.unique(data.train.labels))
