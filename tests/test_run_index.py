@@ -270,6 +270,19 @@ def test_an_index_is_replaced_only_when_told(runs, tmp_path, capsys):
     assert RunIndex.open(out).description["kind"] == "pq"
 
 
+def test_a_run_that_has_moved_is_to_be_named(runs, indexes, tmp_path, capsys):
+    index = tmp_path / "deep" / "index"
+    shutil.copytree(indexes["triplet"].path, index)
+    where = (index / indexes["triplet"].description["run"]).resolve()
+    error = error_of(capsys, "search", index)
+    assert f"{where}, where the run of {index} was, holds no run: there is no config.json." in error
+    assert "name it with --run" in error
+    assert error.count("\n") == 1
+    command("search", index, "--run", runs["triplet"], "--first", 1)
+    # What was named is not said to have moved.
+    assert f"Error: {tmp_path} holds no run" in error_of(capsys, "search", index, "--run", tmp_path)
+
+
 def test_another_run_than_was_indexed_is_refused(runs, indexes, capsys):
     error = error_of(capsys, "search", indexes["triplet"].path, "--run", runs["nasa"])
     assert "is not what" in error

@@ -27,6 +27,7 @@ from dmlfast.evaluation import (
 from dmlfast.functional import Selection
 from dmlfast.training.errors import RunFolderError
 from dmlfast.training.files import as_csv, reason, replacing, write_text
+from dmlfast.training.run_folder import RunFolder
 from dmlfast.training.summary import LABELS, RECALL_AT
 from dmlfast.training.trained import Embedded, TrainedRun
 
@@ -191,6 +192,11 @@ class RunIndex:
             RunFolderError: if it is not there, or is another or has gone on.
         """
         where = Path(os.path.normpath(self.path / self.description["run"]))
+        if path is None and not (where / RunFolder.CONFIG).exists():
+            raise RunFolderError(
+                f"{where}, where the run of {self.path} was, holds no run: there is no "
+                f"{RunFolder.CONFIG}. If its folder has moved, name it with --run."
+            )
         run = TrainedRun.open(where if path is None else path)
         if run.digest != self.description["checkpoint"]:
             raise RunFolderError(
