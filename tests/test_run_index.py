@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,6 +58,12 @@ def command(*arguments: object) -> None:
 def error_of(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 1) -> str:
     assert main(["index", *map(str, arguments)]) == code
     return capsys.readouterr().err
+
+
+def faiss_rows(flat: Any) -> torch.Tensor:
+    """The rows of a flat index, which another index may hold."""
+    faiss = pytest.importorskip("faiss")
+    return torch.as_tensor(faiss.downcast_index(flat).reconstruct_n(0, flat.ntotal))
 
 
 def test_a_run_embeds_by_the_weights_that_validation_selected(runs, tmp_path):
@@ -174,6 +181,34 @@ def test_results_by_the_structure_are_those_of_adaptive_search(indexes, tmp_path
     assert torch.equal(found, expected.index)
     distances = torch.tensor([row["distance"] for row in rows]).view(-1, 4)
     torch.testing.assert_close(distances, expected.distance)
+
+
+def test_by_the_structure_is_ranked_only_what_the_index_finds(runs, tmp_path):
+    run = TrainedRun.open(runs["nasa"])
+    index = RunIndex.build(run, tmp_path / "index", kind="ivf", lists=40, probes=1)
+    queries = index.queries(run, "test")
+    sample, structure = queries.embedded
+    found = index.search(queries, 10, shortlist=32)
+    expected = adaptive_search(sample, structure, k=10, shortlist=32, index=index.index)
+    assert torch.equal(found.index, expected.index)
+    assert torch.equal(found.distance, expected.distance)
+    # One cell of forty has some 17 rows, and some have fewer than are asked for.
+    assert (found.index < 0).any()
+
+
+def test_the_cells_are_those_of_the_seed(runs, tmp_path):
+    run = TrainedRun.open(runs["triplet"])
+    sample = run.embed(run.data.test.images).sample
+    cells = []
+    for seed in (0, 5):
+        command("build", runs["triplet"], "--kind", "ivf", "--seed", seed, "--out", tmp_path / "i")
+        held = RunIndex.open(tmp_path / "i")
+        own = build_index(sample, "ivf", generator=torch.Generator().manual_seed(seed))
+        rows = [faiss_rows(index.quantizer) for index in (held.index, own)]
+        assert torch.equal(*rows)
+        cells.append(rows[0])
+        shutil.rmtree(tmp_path / "i")
+    assert not torch.equal(*cells)
 
 
 @pytest.mark.parametrize(
