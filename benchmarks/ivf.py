@@ -73,9 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dimensions", type=int, default=32, help="of a mixture")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "ivf.json")
     options = parser.parse_args(arguments)
-    machine = describe_machine()  # before this writes to the checkout
     faiss.omp_set_num_threads(1)
     torch.set_num_threads(1)
+    machine = describe_machine()  # before this writes to the checkout
     drawn: dict[str, tuple[dict[str, Any], Callable[[int], Rows]]] = {}
     for name, apart in APART.items():
         source = {"rows": options.rows, "dimensions": options.dimensions, "apart": apart}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,11 @@ from training_runs import small, without_drawing
 
 from dmlfast.training import train
 
-pytest.importorskip("faiss")
+faiss = pytest.importorskip("faiss")
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
-import ivf
+import ivf  # noqa: E402
 
 
 def test_a_mixture_is_that_of_its_seed():
@@ -57,12 +58,25 @@ def test_differences_are_paired_and_at_as_many_rows():
     assert found["seconds"] == {"kmeans": 1, "k-means++": 3, "faiss": 2}
 
 
-def test_the_program_writes_what_it_prints(tmp_path: Path, capsys, monkeypatch):
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Not the one of the study; afterwards as many as before."""
+    before = torch.get_num_threads(), faiss.omp_get_max_threads()
+    torch.set_num_threads(2)
+    faiss.omp_set_num_threads(2)
+    yield
+    torch.set_num_threads(before[0])
+    faiss.omp_set_num_threads(before[1])
+
+
+def test_the_program_writes_what_it_prints(tmp_path: Path, capsys, monkeypatch, two_threads):
     without_drawing(monkeypatch)
     train(small(), tmp_path / "run")
     sizes = ["--rows", "200", "--dimensions", "4", "--seeds", "2"]
     ivf.main([*sizes, "--run", str(tmp_path / "run"), "--out", str(tmp_path / "ivf.json")])
     written = json.loads((tmp_path / "ivf.json").read_text())
+    assert written["machine"]["threads"] == "1" == str(torch.get_num_threads())
+    assert faiss.omp_get_max_threads() == 1
     assert list(written["sets"]) == ["overlapping", "separate", "run"]
     assert written["sets"]["run"]["rows"] == 674
     assert capsys.readouterr().out == ivf.tables(written) + "\n"
