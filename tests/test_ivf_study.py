@@ -40,6 +40,17 @@ def test_with_a_probe_for_every_cell_all_rows_are_read_and_all_nearest_found(nam
     assert found.read[0] < found.read[everything] == pytest.approx(1)
 
 
+@pytest.mark.parametrize("seed", [0, 3])
+def test_faiss_has_the_seed_and_as_many_iterations(seed):
+    rows = torch.randn(400, 4, generator=torch.Generator().manual_seed(0))
+    # The bound keeps faiss from a warning.
+    own = faiss.Kmeans(4, 10, niter=10, seed=seed + 1, min_points_per_centroid=1)
+    own.train(rows.numpy())
+    index = ivf.by_faiss(rows, seed)
+    held = faiss.downcast_index(index.quantizer).reconstruct_n(0, index.nlist)
+    assert torch.equal(torch.as_tensor(held), torch.as_tensor(own.centroids))
+
+
 def test_differences_are_paired_and_at_as_many_rows():
     rows = torch.randn(400, 4, generator=torch.Generator().manual_seed(0))
     curves = {
