@@ -329,14 +329,51 @@ def test_16384_rows_need_less_memory_than_their_shares(resident_growth):
     assert resident_growth(inputs, code) < 26 * 2**20
 
 
+# --- the ends of the range ------------------------------------------------------------------------
+
+
 @each_backend
-@pytest.mark.parametrize("temperature", [1e-2, 1e-4, 1e-6, 1e-8])
-def test_the_shares_add_up_to_1_at_any_temperature(temperature, backend):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("field", ["distance", "mean"])
+@pytest.mark.parametrize("temperature", [1e-2, 1e-6, 1e-8])
+def test_the_shares_add_up_to_1_at_any_temperature(temperature, field, dtype, backend):
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(9, 8, generator=generator).requires_grad_()
-    centers = torch.randn(1, 8, generator=generator).repeat(3, 1)
+    x = torch.randn(9, 8, generator=generator, dtype=dtype).requires_grad_()
+    centers = torch.randn(1, 8, generator=generator, dtype=dtype).repeat(3, 1).requires_grad_()
     with use_backend(backend):
         found = F.assign_clusters(x, centers, metric="sqeuclidean", temperature=temperature)
-        (gradient,) = torch.autograd.grad(found.distance.sum(), x)
-    # Equal centres have equal distances: shares of a third, known to float32's roundings.
-    torch.testing.assert_close(gradient, 2 * (x - centers[0]).detach(), rtol=1e-5, atol=1e-5)
+        to_x, to_centers = torch.autograd.grad(getattr(found, field).sum(), (x, centers))
+    # Equal centres have equal distances: shares of a third, known to the roundings of the dtype.
+    difference = 2 * (x - centers[0]).detach()
+    tolerance = 1e-13 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(to_x, difference, rtol=tolerance, atol=tolerance)
+    shared = -difference.sum(0).expand(3, 8) / 3
+    torch.testing.assert_close(to_centers, shared, rtol=tolerance, atol=tolerance)
+
+
+@each_backend
+@pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean", "dot"])
+# The squares of the second and the fourth leave their dtype.
+@pytest.mark.parametrize(
+    ("dtype", "length"),
+    [
+        (torch.float32, 1e15),
+        (torch.float32, 1e25),
+        (torch.float64, 1e100),
+        (torch.float64, 1e200),
+    ],
+    ids=str,
+)
+def test_a_centre_far_away_has_no_share_and_spoils_none(backend, metric, dtype, length):
+    (x, centers), _ = problem("random", 20, 9, 4, dtype)
+    x = x.detach().abs().requires_grad_()
+    # Under the dot product it is far from all rows, which have no negative element.
+    far = torch.cat([centers.detach(), torch.full((1, 4), -length, dtype=dtype)]).requires_grad_()
+    with use_backend(backend):
+        found = F.assign_clusters(x, far, metric=metric, temperature=1.0)
+        clean = F.assign_clusters(x, centers, metric=metric, temperature=1.0)
+        to_x, to_far = torch.autograd.grad(sum(found).sum(), (x, far))
+        expected = torch.autograd.grad(sum(clean).sum(), (x, centers))
+    for result, right in zip((*found, to_x, to_far[:9]), (*clean, *expected), strict=True):
+        torch.testing.assert_close(result, right, rtol=1e-5, atol=1e-5)
+    assert (to_far[9] == 0).all()

@@ -17,16 +17,17 @@ class _Shares(NamedTuple):
 
     Attributes:
         value: (C, K) float64, what selections compare.
-        distance: (C, K) float64, 0 where a centre does not count.
-        share: (C, K) float64, 0 there.
+        share: (C, K) float64, 0 where a centre does not count.
+        slope: (C, K) float64, the derivative of the mean by a distance is that many shares; 0 where
+            there is no share.
         minimum: (C,) soft minimum of the distances.
         mean: (C,) mean of the distances.
         finite: (C,) bool, whether the row is.
     """
 
     value: Tensor
-    distance: Tensor
     share: Tensor
+    slope: Tensor
     minimum: Tensor
     mean: Tensor
     finite: Tensor
@@ -40,20 +41,28 @@ def _shares(
     metric: str,
     temperature: float,
 ) -> _Shares:
-    chunk = pair_chunk(x, labels, centers, center_labels, None, metric)
+    # Distances in float64, which a far centre does not leave.
+    chunk = pair_chunk(x.double(), labels, centers, center_labels, None, metric)
     counts = chunk.positive & centers.isfinite().all(1)[None]
-    distance = torch.where(counts, chunk.distance, 0.0)
-    scaled = torch.where(counts, -distance / temperature, -math.inf)
-    total = scaled.logsumexp(1)
-    share = torch.where(counts, (scaled - total[:, None]).exp(), 0.0)
+    distance = torch.where(counts, chunk.distance, math.inf)
+    least = distance.amin(1) if counts.shape[1] else distance.new_full(x.shape[:1], math.inf)
+    # From the least distance on: a small temperature would magnify what larger numbers lose.
+    excess = torch.where(distance == least[:, None], 0.0, distance - least[:, None])
+    power = torch.where(counts, (-excess / temperature).exp(), 0.0)
+    mass = power.sum(1)
+    share = torch.where(power > 0, power / mass[:, None], 0.0)
+    # 0 * inf: a centre without a share may be infinitely far.
+    excess = torch.where(share > 0, excess, 0.0)
+    mean_excess = (share * excess).sum(1)
+    slope = torch.where(share > 0, 1 - (excess - mean_excess[:, None]) / temperature, 0.0)
     none = torch.where(chunk.finite, math.inf, math.nan)
-    found = chunk.finite & counts.any(1)
+    found = chunk.finite & (mass > 0)
     return _Shares(
         chunk.value,
-        distance,
         share,
-        torch.where(found, -temperature * total, none),
-        torch.where(found, (share * distance).sum(1), none),
+        slope,
+        torch.where(found, least - temperature * mass.log(), none),
+        torch.where(found, least + mean_excess, none),
         chunk.finite,
     )
 
@@ -106,9 +115,9 @@ def soft_backward(
     for part in row_parts(x.shape[0], centers.shape[0]):
         found = _shares(x[part], labels[part], centers, center_labels, metric, temperature)
         to_minimum, to_mean = (g[part, None].double() for g in (grad_minimum, grad_mean))
-        slope = 1 - (found.distance - found.mean[:, None]) / temperature
+        derivative = found.share * (to_minimum + to_mean * found.slope)
         # 0 * NaN: neither a centre without a share nor a row that nobody asks for counts.
-        weights = torch.where(found.share > 0, found.share * (to_minimum + to_mean * slope), 0.0)
+        weights = torch.where(found.share > 0, derivative, 0.0)
         a = torch.where(found.finite[:, None], x[part].double(), 0.0)
         to_x, to_centers = weighted_gradients(weights, found.value, a, y, metric)
         lost = ~found.finite & ((to_minimum != 0) | (to_mean != 0))[:, 0]
