@@ -19,12 +19,14 @@ inline void check_soft(const torch::stable::Tensor& x, const torch::stable::Tens
 inline void check_soft_gradient(const torch::stable::Tensor& grad_minimum,
                                 const torch::stable::Tensor& grad_mean,
                                 const torch::stable::Tensor& minimum,
-                                const torch::stable::Tensor& mean, const torch::stable::Tensor& x) {
+                                const torch::stable::Tensor& mean,
+                                const torch::stable::Tensor& mass, const torch::stable::Tensor& x) {
   using torch::headeronly::ScalarType;
   check_anchor_gradient(grad_minimum, ScalarType::Double, x);
   check_anchor_gradient(grad_mean, ScalarType::Double, x);
   check_array("minimum", minimum, x.size(0), ScalarType::Double, x);
   check_array("mean", mean, x.size(0), ScalarType::Double, x);
+  check_array("mass", mass, x.size(0), ScalarType::Double, x);
 }
 
 }  // namespace dmlfast

@@ -136,15 +136,17 @@ STABLE_TORCH_LIBRARY(dmlfast, m) {
       "-> (Tensor centers, Tensor index, Tensor history)");
   // Per row, over the (K, d) centres of its class, with p the softmax of -D / temperature: the soft
   // minimum -temperature * log sum exp(-D / temperature) and the mean sum p D of the distances,
-  // (N,) float64; +inf without a centre, NaN for a row that is not finite.
+  // (N,) float64; +inf without a centre, NaN for a row that is not finite. For the gradient, which
+  // a small temperature makes need the least distance apart, the mass
+  // sum exp(-(D - min D) / temperature), (N,) float64; 0 for these.
   m.def(
       "clusters_soft(Tensor x, Tensor labels, Tensor order, Tensor centers, Tensor center_labels, "
       "Tensor center_order, str metric, float temperature, bool fast) "
-      "-> (Tensor minimum, Tensor mean)");
+      "-> (Tensor minimum, Tensor mean, Tensor mass)");
   // Gradients for (N,) upstream gradients; recomputes the pairs.
   m.def(
       "clusters_soft_backward(Tensor grad_minimum, Tensor grad_mean, Tensor minimum, Tensor mean, "
-      "Tensor x, Tensor labels, Tensor order, Tensor centers, Tensor center_labels, "
+      "Tensor mass, Tensor x, Tensor labels, Tensor order, Tensor centers, Tensor center_labels, "
       "Tensor center_order, str metric, float temperature, bool fast) "
       "-> (Tensor grad_x, Tensor grad_centers)");
 }

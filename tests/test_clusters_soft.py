@@ -335,7 +335,7 @@ def test_16384_rows_need_less_memory_than_their_shares(resident_growth):
 @each_backend
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("field", ["distance", "mean"])
-@pytest.mark.parametrize("temperature", [1e-2, 1e-6, 1e-8])
+@pytest.mark.parametrize("temperature", [1e-2, 1e-6, 1e-8, 1e-12, 1e-16, 1e-30])
 def test_the_shares_add_up_to_1_at_any_temperature(temperature, field, dtype, backend):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(9, 8, generator=generator, dtype=dtype).requires_grad_()
@@ -377,3 +377,21 @@ def test_a_centre_far_away_has_no_share_and_spoils_none(backend, metric, dtype, 
     for result, right in zip((*found, to_x, to_far[:9]), (*clean, *expected), strict=True):
         torch.testing.assert_close(result, right, rtol=1e-5, atol=1e-5)
     assert (to_far[9] == 0).all()
+
+
+@each_backend
+@each_metric
+@pytest.mark.parametrize("temperature", [1e10, 1e15, 1e20, 1e30, 1e38, 1e100, 1e300])
+def test_towards_an_infinite_temperature_all_centres_count_alike(backend, metric, temperature):
+    leaves, _ = problem("random", 20, 9, 4)
+    double = doubles(*leaves)
+    with use_backend(backend):
+        found = F.assign_clusters(*leaves, metric=metric, temperature=temperature)
+        gradients = [torch.autograd.grad(r.sum(), leaves, retain_graph=True) for r in found]
+    mean = oracle.distance_matrix(*double, metric).mean(1)
+    expected = torch.autograd.grad(mean.sum(), double)
+    # Exponents of at most some 1e-9 are left out, and distances have float32's roundings.
+    assert_near(found.mean, mean, 1e-5)
+    for of_result in gradients:
+        for gradient, right in zip(of_result, expected, strict=True):
+            assert_near(gradient, right, 1e-5)

@@ -28,6 +28,7 @@ def program(tmp_path_factory):
 class Soft(NamedTuple):
     minimum: Tensor
     mean: Tensor
+    mass: Tensor
     to_x: Tensor
     to_centers: Tensor
 
@@ -49,7 +50,7 @@ def run(program: Path, folder: Path, case: Case, temperature: float) -> Soft:
     content = emulation.run(program, folder, b"".join(part.tobytes() for part in parts))
     by_row = (np.float64, (rows,))
     shapes = (np.float32, (rows, dimensions)), (np.float32, (centers, dimensions))
-    return Soft(*decode(content, by_row, by_row, *shapes))
+    return Soft(*decode(content, *[by_row] * 3, *shapes))
 
 
 def expect(case: Case, temperature: float) -> Soft:
@@ -68,6 +69,7 @@ class Errors(NamedTuple):
 
     minimum: Tensor
     mean: Tensor
+    mass: Tensor
     weight: Tensor  # the absolute derivatives themselves
     of_weight: Tensor
 
@@ -97,7 +99,8 @@ def errors(case: Case, expected: Soft, temperature: float) -> Errors:
         (error + of_mean[:, None]) / temperature + 2**-21 * (1 + exponent)
     ) + 2**-22 * (to_minimum.abs() + slope.abs())
     of_weight = share * (of_share * slope.abs() + (1 + of_share) * of_slope)
-    return Errors(of_minimum, of_mean, share * slope.abs(), of_weight)
+    of_mass = expected.mass * (share * of_share).sum(1)
+    return Errors(of_minimum, of_mean, of_mass, share * slope.abs(), of_weight)
 
 
 def check_values(actual: Tensor, expected: Tensor, error: Tensor) -> None:
@@ -112,6 +115,7 @@ def check(program: Path, folder: Path, case: Case, temperature: float) -> None:
     allowed = errors(case, expected, temperature)
     check_values(actual.minimum, expected.minimum, allowed.minimum)
     check_values(actual.mean, expected.mean, allowed.mean)
+    check_values(actual.mass, expected.mass, allowed.mass)
     by_x, by_centers = row_errors(case, allowed.weight, allowed.of_weight)
     check_rows(actual.to_x, expected.to_x, by_x)
     check_rows(actual.to_centers, expected.to_centers, by_centers)
@@ -167,11 +171,20 @@ def test_a_class_may_have_no_centre_that_counts(program, tmp_path, fast):
     check(program, tmp_path, case, 0.4)
 
 
-# --- small temperatures ---------------------------------------------------------------------------
+# --- the ends of the range ------------------------------------------------------------------------
+
+
+@each_metric
+@each_precision
+@pytest.mark.parametrize("temperature", [1e20, 1e40, 1e300])
+def test_towards_an_infinite_temperature_all_centres_count_alike(
+    program, tmp_path, metric, fast, temperature
+):
+    check(program, tmp_path, Case(40, 30, metric=metric, fast=fast), temperature)
 
 
 @each_precision
-@pytest.mark.parametrize("temperature", [1e-2, 1e-5, 1e-8])
+@pytest.mark.parametrize("temperature", [1e-2, 1e-5, 1e-8, 1e-16, 1e-30])
 def test_equal_centres_share_evenly_at_any_temperature(program, tmp_path, temperature, fast):
     case = Case(50, 3, classes=1, metric="sqeuclidean", clean=True, fast=fast)
     case.y[:] = case.y[0]

@@ -41,6 +41,14 @@ LabelledRows labelled(const Tensor& rows, const Tensor& labels, const Tensor& or
   return {Matrix(rows), labels.const_data_ptr<int64_t>(), order.const_data_ptr<int64_t>()};
 }
 
+// What the operator returns, by row.
+template <class T>
+struct SoftResults {
+  T minimum;
+  T mean;
+  T mass;  // of exp(-excess over the least distance / temperature)
+};
+
 // Rows shared among centres, packed.
 class SoftAssignment {
  public:
@@ -54,8 +62,7 @@ class SoftAssignment {
 
   bool is_lost(int64_t position) const { return !pair_.x().is_finite(position); }
 
-  // Writes the soft minimum and the mean of the distances of each row.
-  void sum(Tensor& minimum, Tensor& mean) const {
+  void sum(const SoftResults<double*>& results) const {
     const int64_t padded = pair_.padded_anchors();
     std::vector<float> least(padded, std::numeric_limits<float>::infinity());
     std::vector<double> masses(padded, 0.0);
@@ -74,28 +81,39 @@ class SoftAssignment {
         lowest = nearest - temperature_ * std::log(masses[i]);
         average = nearest + moments[i] / masses[i] * pair_.unit();
       }
-      minimum.mutable_data_ptr<double>()[row] = lowest;
-      mean.mutable_data_ptr<double>()[row] = average;
+      results.minimum[row] = lowest;
+      results.mean[row] = average;
+      results.mass[row] = masses[i];
     }
   }
 
   // Adds up the gradients of the packed rows for upstream gradients by row, and returns what they
   // are to be multiplied by.
   double add_gradients(const std::vector<double>& grad_minimum,
-                       const std::vector<double>& grad_mean, const std::vector<double>& minimum,
-                       const std::vector<double>& mean, const GradientRows& x,
+                       const std::vector<double>& grad_mean,
+                       const SoftResults<std::vector<double>>& results, const GradientRows& x,
                        const GradientRows& y) const {
     const double divisor = common_divisor(grad_minimum, grad_mean);
     // A row without centres has no distances to weigh.
-    const std::vector<float> minima = by_position(minimum, pair_.unit());
-    const std::vector<float> low_minima = remainders(minimum, pair_.unit(), minima);
-    const std::vector<float> means = by_position(mean, pair_.unit());
-    const std::vector<float> low_means = remainders(mean, pair_.unit(), means);
+    std::vector<double> nearest(results.minimum);
+    std::vector<double> logarithms(results.mass.size(), 0.0);
+    for (size_t i = 0; i < nearest.size(); ++i) {
+      if (results.mass[i] > 0.0) {
+        logarithms[i] = std::log(results.mass[i]);
+        nearest[i] += temperature_ * logarithms[i];
+      }
+    }
+    // In the unit of packed rows the least distance was a float32 number, which rounding restores,
+    // and what a great temperature takes off is added again to the bit.
+    const std::vector<float> leasts = by_position(nearest, pair_.unit());
+    const std::vector<float> log_masses = by_position(logarithms, 1.0);
+    const std::vector<float> means = by_position(results.mean, pair_.unit());
+    const std::vector<float> low_means = remainders(results.mean, pair_.unit(), means);
     const std::vector<float> minimum_weights = by_position(grad_minimum, divisor);
     const std::vector<float> mean_weights = by_position(grad_mean, divisor);
     SoftTask task = empty_task(&x, &y);
-    task.minima = minima.data();
-    task.low_minima = low_minima.data();
+    task.leasts = leasts.data();
+    task.log_masses = log_masses.data();
     task.means = means.data();
     task.low_means = low_means.data();
     task.minimum_weights = minimum_weights.data();
@@ -150,25 +168,29 @@ class SoftAssignment {
   double sharpness_;
 };
 
-std::tuple<Tensor, Tensor> clusters_soft(Tensor x, Tensor labels, Tensor order, Tensor centers,
-                                         Tensor center_labels, Tensor center_order,
-                                         std::string metric, double temperature, bool) {
+std::tuple<Tensor, Tensor, Tensor> clusters_soft(Tensor x, Tensor labels, Tensor order,
+                                                 Tensor centers, Tensor center_labels,
+                                                 Tensor center_order, std::string metric,
+                                                 double temperature, bool) {
   check_soft(x, labels, order, centers, center_labels, center_order, temperature);
   Tensor minimum = torch::stable::new_empty(x, {x.size(0)}, ScalarType::Double);
   Tensor mean = torch::stable::new_empty(x, {x.size(0)}, ScalarType::Double);
+  Tensor mass = torch::stable::new_empty(x, {x.size(0)}, ScalarType::Double);
   SoftAssignment(labelled(x, labels, order), labelled(centers, center_labels, center_order), metric,
                  temperature)
-      .sum(minimum, mean);
-  return {minimum, mean};
+      .sum({minimum.mutable_data_ptr<double>(), mean.mutable_data_ptr<double>(),
+            mass.mutable_data_ptr<double>()});
+  return {minimum, mean, mass};
 }
 
 std::tuple<Tensor, Tensor> clusters_soft_backward(Tensor grad_minimum, Tensor grad_mean,
-                                                  Tensor minimum, Tensor mean, Tensor x,
-                                                  Tensor labels, Tensor order, Tensor centers,
-                                                  Tensor center_labels, Tensor center_order,
-                                                  std::string metric, double temperature, bool) {
+                                                  Tensor minimum, Tensor mean, Tensor mass,
+                                                  Tensor x, Tensor labels, Tensor order,
+                                                  Tensor centers, Tensor center_labels,
+                                                  Tensor center_order, std::string metric,
+                                                  double temperature, bool) {
   check_soft(x, labels, order, centers, center_labels, center_order, temperature);
-  check_soft_gradient(grad_minimum, grad_mean, minimum, mean, x);
+  check_soft_gradient(grad_minimum, grad_mean, minimum, mean, mass, x);
   Tensor grad_x = torch::stable::new_empty(x, {x.size(0), x.size(1)});
   Tensor grad_centers = torch::stable::new_empty(centers, {centers.size(0), x.size(1)});
   const SoftAssignment soft(labelled(x, labels, order),
@@ -178,8 +200,9 @@ std::tuple<Tensor, Tensor> clusters_soft_backward(Tensor grad_minimum, Tensor gr
   const std::vector<double> to_mean = read_column(grad_mean);
   GradientMatrix x_gradient(pair.x());
   GradientMatrix y_gradient(pair.y());
-  const double factor = soft.add_gradients(to_minimum, to_mean, read_column(minimum),
-                                           read_column(mean), x_gradient.view(), y_gradient.view());
+  const double factor = soft.add_gradients(
+      to_minimum, to_mean, {read_column(minimum), read_column(mean), read_column(mass)},
+      x_gradient.view(), y_gradient.view());
   const auto is_lost = [&](int64_t position) {
     const int64_t row = pair.anchors().order[position];
     return soft.is_lost(position) && (to_minimum[row] != 0.0 || to_mean[row] != 0.0);

@@ -85,8 +85,8 @@ class SoftPolicy {
 
   // Replaces distances by weights in the gradient.
   void weigh_row(float* values, Span own, int64_t anchor, int64_t columns) const {
-    const float minimum = task_.minima[anchor];
-    const float low_minimum = task_.low_minima[anchor];
+    const float least = task_.leasts[anchor];
+    const float log_mass = task_.log_masses[anchor];
     const float mean = task_.means[anchor];
     const float low_mean = task_.low_means[anchor];
     const float minimum_weight = task_.minimum_weights[anchor];
@@ -96,7 +96,7 @@ class SoftPolicy {
     }
     for (int64_t c = own.begin; c < own.end; c += kLanes) {
       const Part distance = load(values + c);
-      const Part power = exponential(task_.sharpness * (minimum - distance + low_minimum));
+      const Part power = exponential(task_.sharpness * (least - distance) - log_mass);
       const Part slope = 1.0f - task_.sharpness * (distance - mean - low_mean);
       const Part derivative = where(power > 0.0f, power * (minimum_weight + mean_weight * slope));
       store(values + c, weight_of(task_.walk.distance, derivative, distance));

@@ -20,10 +20,11 @@ struct SoftTask {
   float* least;
   double* masses;
   double* moments;
-  // For the gradient: the soft minimum and the mean distance, each as a sum of two, as sharpness
-  // magnifies what one rounds off, and what they are multiplied by.
-  const float* minima;
-  const float* low_minima;
+  // For the gradient: the least distance, the logarithm of the mass relative to it, the mean
+  // distance as a sum of two, as sharpness magnifies what one rounds off, and what the soft minimum
+  // and the mean are multiplied by.
+  const float* leasts;
+  const float* log_masses;
   const float* means;
   const float* low_means;
   const float* minimum_weights;

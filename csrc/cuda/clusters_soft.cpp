@@ -50,25 +50,28 @@ struct SoftTensors {
   }
 };
 
-std::tuple<Tensor, Tensor> clusters_soft(Tensor x, Tensor labels, Tensor order, Tensor centers,
-                                         Tensor center_labels, Tensor center_order,
-                                         std::string metric, double temperature, bool fast) {
+std::tuple<Tensor, Tensor, Tensor> clusters_soft(Tensor x, Tensor labels, Tensor order,
+                                                 Tensor centers, Tensor center_labels,
+                                                 Tensor center_order, std::string metric,
+                                                 double temperature, bool fast) {
   const SoftTensors tensors{x,      labels,      order, centers, center_labels, center_order,
                             metric, temperature, fast};
   tensors.check();
   const torch::stable::accelerator::DeviceGuard guard(x.get_device());
   Tensor minimum = torch::stable::new_empty(x, {x.size(0)}, ScalarType::Double);
   Tensor mean = torch::stable::new_empty(x, {x.size(0)}, ScalarType::Double);
+  Tensor mass = torch::stable::new_empty(x, {x.size(0)}, ScalarType::Double);
   if (x.size(0) > 0) {
     const SoftArguments arguments = tensors.arguments();
     Tensor memory = new_memory(x, clusters_soft_bytes(arguments));
     launch_clusters_soft(arguments,
                          {static_cast<double*>(minimum.mutable_data_ptr()),
-                          static_cast<double*>(mean.mutable_data_ptr())},
+                          static_cast<double*>(mean.mutable_data_ptr()),
+                          static_cast<double*>(mass.mutable_data_ptr())},
                          memory.mutable_data_ptr(), current_stream(x));
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
-  return {minimum, mean};
+  return {minimum, mean, mass};
 }
 
 SoftUpstream upstream_of(const Tensor& grad) {
@@ -76,22 +79,25 @@ SoftUpstream upstream_of(const Tensor& grad) {
 }
 
 std::tuple<Tensor, Tensor> clusters_soft_backward(Tensor grad_minimum, Tensor grad_mean,
-                                                  Tensor minimum, Tensor mean, Tensor x,
-                                                  Tensor labels, Tensor order, Tensor centers,
-                                                  Tensor center_labels, Tensor center_order,
-                                                  std::string metric, double temperature,
-                                                  bool fast) {
+                                                  Tensor minimum, Tensor mean, Tensor mass,
+                                                  Tensor x, Tensor labels, Tensor order,
+                                                  Tensor centers, Tensor center_labels,
+                                                  Tensor center_order, std::string metric,
+                                                  double temperature, bool fast) {
   const SoftTensors tensors{x,      labels,      order, centers, center_labels, center_order,
                             metric, temperature, fast};
   tensors.check();
-  check_soft_gradient(grad_minimum, grad_mean, minimum, mean, x);
+  check_soft_gradient(grad_minimum, grad_mean, minimum, mean, mass, x);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device());
   Tensor grad_x = torch::stable::new_empty(x, {x.size(0), x.size(1)});
   Tensor grad_centers = torch::stable::new_empty(centers, {centers.size(0), x.size(1)});
   const SoftGradientArguments arguments{
-      tensors.arguments(),           upstream_of(grad_minimum),
-      upstream_of(grad_mean),        minimum.const_data_ptr<double>(),
-      mean.const_data_ptr<double>(), any_result_of(grad_x),
+      tensors.arguments(),
+      upstream_of(grad_minimum),
+      upstream_of(grad_mean),
+      {minimum.const_data_ptr<double>(), mean.const_data_ptr<double>(),
+       mass.const_data_ptr<double>()},
+      any_result_of(grad_x),
       any_result_of(grad_centers)};
   if (x.size(0) > 0 || centers.size(0) > 0) {
     Tensor memory = new_memory(x, clusters_soft_gradient_bytes(arguments.pairs));

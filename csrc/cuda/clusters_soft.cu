@@ -154,6 +154,7 @@ __global__ void join_soft_kernel(JoinArguments a) {
     const int64_t row = a.order[position];
     a.results.minimum[row] = has_centre ? nearest - a.temperature * log(sums.mass) : nearest;
     a.results.mean[row] = has_centre ? nearest + sums.moment / sums.mass : nearest;
+    a.results.mass[row] = sums.mass;
   }
 }
 

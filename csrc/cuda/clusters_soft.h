@@ -22,11 +22,15 @@ struct SoftArguments {
   int wanted_items;
 };
 
-// By row of x: the soft minimum and the mean of the distances.
-struct SoftResults {
-  double* minimum;
-  double* mean;
+// By row of x: the soft minimum and the mean of the distances, and the sum of exp(-excess over the
+// least distance / temperature), 0 without a centre.
+template <class T>
+struct SoftColumns {
+  T* minimum;
+  T* mean;
+  T* mass;
 };
+using SoftResults = SoftColumns<double>;
 
 // Upstream gradients, by row of x.
 struct SoftUpstream {
@@ -38,8 +42,7 @@ struct SoftGradientArguments {
   SoftArguments pairs;
   SoftUpstream grad_minimum;
   SoftUpstream grad_mean;
-  const double* minimum;
-  const double* mean;
+  SoftColumns<const double> results;
   AnyResult grad_x;
   AnyResult grad_references;
 };

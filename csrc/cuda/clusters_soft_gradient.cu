@@ -6,13 +6,13 @@ namespace dmlfast::cuda {
 namespace {
 
 // By position of x, padded to whole tiles. With s and s' what distances D are multiplied by to be
-// exponents of e and of 2, a pair's share is p = 2^(s' (minimum - D) + shift), and the derivative
-// by its distance p (term + factor s (mean - D)). What minimum and mean lose to rounding, which s
-// may magnify, is in the shift and the term.
+// exponents of e and of 2, a pair's share is p = 2^(s' (least - D) + shift), and the derivative by
+// its distance p (term + factor s (mean - D)). The shift divides by the mass. What the mean loses
+// to rounding, which s may magnify, is in the term.
 struct SoftWeights {
   static constexpr int kNumber = 5;
 
-  float* minimum;
+  float* least;
   float* shift;
   float* mean;
   float* term;
@@ -28,7 +28,7 @@ struct SoftWeights {
 
 // One row's.
 struct SoftWeight {
-  float minimum = 0.0f;
+  float least = 0.0f;
   float shift = 0.0f;
   float mean = 0.0f;
   float term = 0.0f;
@@ -45,10 +45,14 @@ __device__ inline SoftWeight weight_at(const SoftGradientArguments& a, const Sha
   const double to_minimum = a.grad_minimum.data[row * a.grad_minimum.stride];
   const double to_mean = a.grad_mean.data[row * a.grad_mean.stride];
   SoftWeight weight;
-  weight.minimum = static_cast<float>(a.minimum[row]);
-  weight.shift = static_cast<float>(sharpness.of_2 * rounded_off(a.minimum[row], weight.minimum));
-  weight.mean = static_cast<float>(a.mean[row]);
-  const double low_mean = sharpness.of_e * rounded_off(a.mean[row], weight.mean);
+  const double mass = a.results.mass[row];
+  const double logarithm = mass > 0.0 ? log(mass) : 0.0;
+  // The least distance was a float32 number, which rounding restores, and what a great temperature
+  // takes off is added again to the bit.
+  weight.least = static_cast<float>(a.results.minimum[row] + a.pairs.temperature * logarithm);
+  weight.shift = static_cast<float>(-1.4426950408889634 * logarithm);
+  weight.mean = static_cast<float>(a.results.mean[row]);
+  const double low_mean = sharpness.of_e * rounded_off(a.results.mean[row], weight.mean);
   weight.term = static_cast<float>(to_minimum + to_mean * (1.0 + low_mean));
   weight.factor = static_cast<float>(to_mean);
   return weight;
@@ -71,7 +75,7 @@ __global__ void soft_weights_kernel(WeightArguments a, int padded) {
       const bool is_wanted = weight.term != 0.0f || weight.factor != 0.0f;
       a.lost[position] = a.norms[position] == INFINITY && is_wanted ? 1 : 0;
     }
-    a.to.minimum[position] = weight.minimum;
+    a.to.least[position] = weight.least;
     a.to.shift[position] = weight.shift;
     a.to.mean[position] = weight.mean;
     a.to.term[position] = weight.term;
@@ -98,7 +102,7 @@ class SoftGradientPolicy {
   __device__ const float* column_values(int i) const {
     switch (i) {
       case 1:
-        return a_.weights.minimum;
+        return a_.weights.least;
       case 2:
         return a_.weights.shift;
       case 3:
@@ -144,7 +148,7 @@ class SoftGradientPolicy {
 
  private:
   __device__ SoftWeight of_row(int row) const {
-    return {a_.weights.minimum[row], a_.weights.shift[row], a_.weights.mean[row],
+    return {a_.weights.least[row], a_.weights.shift[row], a_.weights.mean[row],
             a_.weights.term[row], a_.weights.factor[row]};
   }
 
@@ -154,7 +158,7 @@ class SoftGradientPolicy {
   }
 
   __device__ float derive(const SoftWeight& weight, float distance) const {
-    const float exponent = multiply_add(a_.sharpness.of_2, weight.minimum - distance, weight.shift);
+    const float exponent = multiply_add(a_.sharpness.of_2, weight.least - distance, weight.shift);
     const float power = exponential2(exponent);
     const float change = a_.sharpness.of_e * (weight.mean - distance);
     const float slope = multiply_add(weight.factor, change, weight.term);

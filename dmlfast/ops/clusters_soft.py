@@ -45,7 +45,7 @@ def soft_assignment(pairs: Pairs, metric: str, temperature: float) -> SoftAssign
     namespace = (
         reference_operators() if x.dtype == torch.float64 else operators("clusters", x.device)
     )
-    minimum, mean = namespace.clusters_soft(
+    minimum, mean, _ = namespace.clusters_soft(
         x,
         pairs.labels,
         order,
@@ -70,7 +70,7 @@ def _reference(
     metric: str,
     temperature: float,
     fast: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     return reference.soft(x, labels, centers, center_labels, metric=metric, temperature=temperature)
 
 
@@ -79,6 +79,7 @@ def _reference_backward(
     grad_mean: Tensor,
     minimum: Tensor,
     mean: Tensor,
+    mass: Tensor,
     x: Tensor,
     labels: Tensor,
     order: Tensor,
@@ -101,9 +102,8 @@ def _reference_backward(
     )
 
 
-def _fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    shape = (x.shape[0],)
-    return x.new_empty(shape, dtype=torch.float64), x.new_empty(shape, dtype=torch.float64)
+def _fake(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape[0], dtype=torch.float64) for _ in range(3))
 
 
 def _fake_backward(
@@ -111,6 +111,7 @@ def _fake_backward(
     grad_mean: Tensor,
     minimum: Tensor,
     mean: Tensor,
+    mass: Tensor,
     x: Tensor,
     labels: Tensor,
     order: Tensor,
@@ -120,13 +121,14 @@ def _fake_backward(
     return x.new_empty(x.shape), centers.new_empty(centers.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*output, *inputs[:_TENSORS])
     ctx.options = inputs[_TENSORS:]
+    ctx.mark_non_differentiable(output[2])
 
 
 def _backward(
-    operators: Any, ctx: Any, grad_minimum: Tensor, grad_mean: Tensor
+    operators: Any, ctx: Any, grad_minimum: Tensor, grad_mean: Tensor, _: Tensor
 ) -> tuple[Tensor | None, ...]:
     grad_x, grad_centers = operators.clusters_soft_backward(
         grad_minimum, grad_mean, *ctx.saved_tensors, *ctx.options

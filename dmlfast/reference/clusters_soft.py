@@ -22,6 +22,7 @@ class _Shares(NamedTuple):
             there is no share.
         minimum: (C,) soft minimum of the distances.
         mean: (C,) mean of the distances.
+        mass: (C,) sum of exp(-excess over the least distance / temperature).
         finite: (C,) bool, whether the row is.
     """
 
@@ -30,6 +31,7 @@ class _Shares(NamedTuple):
     slope: Tensor
     minimum: Tensor
     mean: Tensor
+    mass: Tensor
     finite: Tensor
 
 
@@ -63,6 +65,7 @@ def _shares(
         slope,
         torch.where(found, least - temperature * mass.log(), none),
         torch.where(found, least + mean_excess, none),
+        torch.where(found, mass, 0.0),
         chunk.finite,
     )
 
@@ -75,8 +78,11 @@ def soft(
     *,
     metric: str,
     temperature: float,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """The soft minimum and the mean of the distances of each row to the centres of its class.
+
+    And what kernels need for the gradient: the mass, the sum of exp(-excess / temperature) with the
+    excess over the least distance, 0 without a centre.
 
     Args:
         x: (N, d).
@@ -90,11 +96,11 @@ def soft(
         (N,) float64 each. O((N + K)·d) memory.
     """
     minimum = x.new_empty(x.shape[0], dtype=torch.float64)
-    mean = torch.empty_like(minimum)
+    mean, mass = torch.empty_like(minimum), torch.empty_like(minimum)
     for part in row_parts(x.shape[0], centers.shape[0]):
         found = _shares(x[part], labels[part], centers, center_labels, metric, temperature)
-        minimum[part], mean[part] = found.minimum, found.mean
-    return minimum, mean
+        minimum[part], mean[part], mass[part] = found.minimum, found.mean, found.mass
+    return minimum, mean, mass
 
 
 def soft_backward(

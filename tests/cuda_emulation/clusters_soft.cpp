@@ -46,9 +46,10 @@ void run(const Header& h, std::ifstream& in, std::ofstream& out) {
 
   std::vector<double> minimum(h.rows, kUntouched);
   std::vector<double> mean(h.rows, kUntouched);
+  std::vector<double> mass(h.rows, kUntouched);
   if (h.rows > 0) {
     std::vector<double> workspace = memory_of(clusters_soft_bytes(a));
-    launch_clusters_soft(a, {minimum.data(), mean.data()}, workspace.data(), nullptr);
+    launch_clusters_soft(a, {minimum.data(), mean.data(), mass.data()}, workspace.data(), nullptr);
   }
   std::vector<float> grad_x(h.rows * h.dimensions, kUntouched);
   std::vector<float> grad_centers(h.centers * h.dimensions, kUntouched);
@@ -56,13 +57,13 @@ void run(const Header& h, std::ifstream& in, std::ofstream& out) {
   launch_clusters_soft_gradient({a,
                                  {grad_minimum.data(), h.grad_stride},
                                  {grad_mean.data(), h.grad_stride},
-                                 minimum.data(),
-                                 mean.data(),
+                                 {minimum.data(), mean.data(), mass.data()},
                                  any_result_of(grad_x, h.dimensions),
                                  any_result_of(grad_centers, h.dimensions)},
                                 workspace.data(), nullptr);
   write(out, minimum);
   write(out, mean);
+  write(out, mass);
   write(out, grad_x);
   write(out, grad_centers);
 }
