@@ -380,6 +380,30 @@ def test_a_centre_far_away_has_no_share_and_spoils_none(backend, metric, dtype, 
 
 
 @each_backend
+@pytest.mark.parametrize("metric", ["sqeuclidean", "dot"])
+@pytest.mark.parametrize("temperature", [1e-14, 1e-4, 1.0, 1e4])
+def test_a_centre_may_be_1e30_times_the_root_of_the_temperature_long(backend, metric, temperature):
+    (x, centers), _ = problem("random", 40, 30, 6)
+    root = math.sqrt(temperature)
+    x = (root * x).detach().abs().requires_grad_()
+    centers = (root * centers).detach().requires_grad_()
+    row = torch.full((1, 6), -1e30 * root / math.sqrt(6))
+    far = torch.cat([centers.detach(), row]).requires_grad_()
+    double = doubles(x, centers)
+    with use_backend(backend):
+        found = F.assign_clusters(x, far, metric=metric, temperature=temperature)
+        to_x, to_far = torch.autograd.grad(sum(found).sum(), (x, far))
+    expected = written_out(*double, metric, temperature, counted(40, 30, {}))
+    for result, right in zip(found, expected, strict=True):
+        assert_near(result, right, 1e-5)
+    for gradient, right in zip(
+        (to_x, to_far[:30]), torch.autograd.grad(sum(expected).sum(), double), strict=True
+    ):
+        assert_near(gradient, right, 1e-5)
+    assert (to_far[30] == 0).all()
+
+
+@each_backend
 @each_metric
 @pytest.mark.parametrize("temperature", [1e10, 1e15, 1e20, 1e30, 1e38, 1e100, 1e300])
 def test_towards_an_infinite_temperature_all_centres_count_alike(backend, metric, temperature):

@@ -174,6 +174,20 @@ def test_a_class_may_have_no_centre_that_counts(program, tmp_path, fast):
 # --- the ends of the range ------------------------------------------------------------------------
 
 
+# Under the dot product what elements round off, 2^-38 of the greatest, counts.
+@pytest.mark.parametrize(
+    ("metric", "length"), [("euclidean", 1e38), ("sqeuclidean", 1e38), ("dot", 1e5)]
+)
+def test_a_centre_far_away_has_no_share_and_spoils_none(program, tmp_path, metric, length):
+    case = Case(40, 30, 6, classes=1, metric=metric, clean=True)
+    case.x.abs_()
+    case.y[4] = -length
+    found, expected = run(program, tmp_path, case, 1.0), expect(case, 1.0)
+    assert (found.to_centers[4] == 0).all()
+    for result, right in zip(found, expected, strict=True):
+        assert (result - right).norm() <= 1e-5 * right.norm()
+
+
 @each_metric
 @each_precision
 @pytest.mark.parametrize("temperature", [1e20, 1e40, 1e300])

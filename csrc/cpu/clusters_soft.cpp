@@ -34,8 +34,9 @@ using torch::stable::Tensor;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// In the unit of packed rows; beyond, a row has one centre, but for ties.
-constexpr double kGreatestSharpness = 1e30;
+// In the unit of packed rows. What this makes an exponent of 1 is as close to the one end of
+// float32 as this is to the other.
+constexpr double kGreatestSharpness = 1e37;
 
 LabelledRows labelled(const Tensor& rows, const Tensor& labels, const Tensor& order) {
   return {Matrix(rows), labels.const_data_ptr<int64_t>(), order.const_data_ptr<int64_t>()};

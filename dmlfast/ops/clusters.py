@@ -107,6 +107,11 @@ def assign_clusters(
     `torch.set_float32_matmul_precision("high")` allows products of half precision, which are
     faster. float64 rows are served by plain torch everywhere.
 
+    Any temperature serves, with two limits beside rows or centres that are far longer than others:
+    on CPU a soft assignment by "sqeuclidean" or "dot" knows no distances and no temperatures below
+    the square of 1e-30 of the longest of all; on CUDA one by "dot" rounds elements to 2^-38 of the
+    greatest of all.
+
     Raises:
         TypeError: something is not a tensor or number or has a wrong dtype, or `top` is no integer.
         ValueError: a wrong shape, device, option, temperature or `top`, or labels of one side
