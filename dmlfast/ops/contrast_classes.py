@@ -29,19 +29,6 @@ _SIMILARITIES = ("cosine", "dot")
 _TENSORS = 3  # arguments of the operator that are tensors; the first ones
 
 
-class ClassSums(NamedTuple):
-    """The similarities S of each row to classes of several centres.
-
-    Attributes:
-        own: (N,) S of the row's own class; float64 for float64 rows, else float32; differentiable.
-        others: (N,) log sum exp(scale * S) over the other classes, -inf where there is none;
-            likewise.
-    """
-
-    own: Tensor
-    others: Tensor
-
-
 class _Centers(NamedTuple):
     """Checked arguments of a loss over classes.
 
@@ -69,22 +56,37 @@ def _check_centers(x: object, labels: object, centers: object, per_class: object
     return _Centers(embeddings, classes, others, count)
 
 
-def class_sums(of: _Centers, form: reference.Form) -> ClassSums:
-    """The similarity of each row to its own class, and the log-sum-exp of those to the others.
+def class_sums(of: _Centers, form: reference.Form) -> reference.Sums:
+    """The similarity of each row to its own class, and the sum over the others.
 
     Args:
         of: checked rows, labels and centres.
         form: what the similarity to a class is; the lowest of equally near centres is the nearest.
 
     Returns:
-        `ClassSums`, differentiable once in the rows and the centres. Both NaN for a row that is
-        not finite or whose label is no class; NaN for every row where a centre is not finite.
+        `Sums`, of which similarity and total are differentiable once in the rows and the centres,
+        the total as if its peak were a constant. Both NaN for a row that is not finite or whose
+        label is no class; NaN for every row where a centre is not finite.
 
     Memory: O((N + C·K)·d); deterministic. Plain torch on every device.
     """
-    return ClassSums(
+    return reference.Sums(
         *reference_operators().contrast_classes(of.x, of.labels, of.centers, of.per_class, *form)
     )
+
+
+def _cross_entropy(sums: reference.Sums, own: Tensor, shift: float = 0.0) -> Tensor:
+    """(N,) losses, in the dtype of the logits.
+
+    Args:
+        sums: over the other classes.
+        own: (N,) logits of the own classes, but for the shift.
+        shift: what is taken from them.
+    """
+    alone = sums.total == 0
+    # The greatest logits cancel before anything is added to them.
+    exponent = sums.peak.double() - own.double() + shift + torch.where(alone, 1, sums.total).log()
+    return softplus(torch.where(alone, -math.inf, exponent)).to(own.dtype)
 
 
 def soft_triple_loss(
@@ -136,7 +138,7 @@ def soft_triple_loss(
     check_option("reduction", reduction, REDUCTIONS)
     of = _check_centers(x, labels, centers, centers_per_class)
     sums = class_sums(of, reference.Form("relaxed", gamma, la, metric))
-    return reduce_over_rows(softplus(sums.others - la * (sums.own - margin)), reduction)
+    return reduce_over_rows(_cross_entropy(sums, la * sums.own, la * margin), reduction)
 
 
 def sub_center_arcface_loss(
@@ -186,7 +188,7 @@ def sub_center_arcface_loss(
     of = _check_centers(x, labels, centers, centers_per_class)
     sums = class_sums(of, reference.Form("greatest", 1.0, scale, "cosine"))
     own = _with_margin(sums.own, math.radians(margin))
-    return reduce_over_rows(softplus(sums.others - scale * own), reduction)
+    return reduce_over_rows(_cross_entropy(sums, scale * own), reduction)
 
 
 def check_angle(name: str, value: object) -> float:
@@ -216,15 +218,15 @@ def _reference(
     temperature: float,
     scale: float,
     metric: str,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     options = reference.Form(form, temperature, scale, metric)
     return reference.sums(x, labels, centers, centers_per_class, options)
 
 
 def _reference_backward(
     grad_own: Tensor,
-    grad_others: Tensor,
-    others: Tensor,
+    grad_total: Tensor,
+    peak: Tensor,
     x: Tensor,
     labels: Tensor,
     centers: Tensor,
@@ -236,19 +238,19 @@ def _reference_backward(
 ) -> tuple[Tensor, Tensor]:
     options = reference.Form(form, temperature, scale, metric)
     return reference.sums_backward(
-        grad_own, grad_others, others, x, labels, centers, centers_per_class, options
+        grad_own, grad_total, peak, x, labels, centers, centers_per_class, options
     )
 
 
-def _fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    shape, dtype = (x.shape[0],), distance_dtype(x)
-    return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
+def _fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    own = x.new_empty((x.shape[0],), dtype=distance_dtype(x))
+    return own, torch.empty_like(own, dtype=torch.float64), torch.empty_like(own)
 
 
 def _fake_backward(
     grad_own: Tensor,
-    grad_others: Tensor,
-    others: Tensor,
+    grad_total: Tensor,
+    peak: Tensor,
     x: Tensor,
     labels: Tensor,
     centers: Tensor,
@@ -257,16 +259,17 @@ def _fake_backward(
     return x.new_empty(x.shape), centers.new_empty(centers.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(output[1], *inputs[:_TENSORS])
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.mark_non_differentiable(output[2])
+    ctx.save_for_backward(output[2], *inputs[:_TENSORS])
     ctx.options = inputs[_TENSORS:]
 
 
 def _backward(
-    operators: Any, ctx: Any, grad_own: Tensor, grad_others: Tensor
+    operators: Any, ctx: Any, grad_own: Tensor, grad_total: Tensor, *_: Any
 ) -> tuple[Tensor | None, ...]:
     grad_x, grad_centers = operators.contrast_classes_backward(
-        grad_own, grad_others, *ctx.saved_tensors, *ctx.options
+        grad_own, grad_total, *ctx.saved_tensors, *ctx.options
     )
     return grad_x, None, grad_centers, *(None,) * 5
 

@@ -58,6 +58,24 @@ class _Rows(NamedTuple):
         return _Rows(self.units[part], self.labels[part], self.lost[part])
 
 
+class Sums(NamedTuple):
+    """What a loss over classes needs of the logits, scale * S, of each row.
+
+    The sum and its peak are apart: added up they would be rounded to a length of the peak, by
+    which the shares of the classes would no longer add up to 1.
+
+    Attributes:
+        own: (N,) similarity S to the row's own class, in the dtype of distances.
+        total: (N,) float64 sum over the other classes of exp(logit - peak).
+        peak: (N,) in the dtype of distances: greatest logit of the other classes; 0 where it is
+            infinite, or where there is none.
+    """
+
+    own: Tensor
+    total: Tensor
+    peak: Tensor
+
+
 class _Similarity(NamedTuple):
     """The similarities of a block of rows to a block of classes.
 
@@ -171,10 +189,8 @@ def _own(rows: _Rows, block: _Block, count: int) -> tuple[Tensor, Tensor]:
     return (place >= 0) & (place < count), place.clamp(0, count - 1)
 
 
-def sums(
-    x: Tensor, labels: Tensor, centers: Tensor, centers_per_class: int, form: Form
-) -> tuple[Tensor, Tensor]:
-    """The similarity of each row to its own class, and the log-sum-exp of those to the others.
+def sums(x: Tensor, labels: Tensor, centers: Tensor, centers_per_class: int, form: Form) -> Sums:
+    """The similarity of each row to its own class, and the sum over the others.
 
     Args:
         x: (N, d).
@@ -184,9 +200,8 @@ def sums(
         form: what the similarity to a class is.
 
     Returns:
-        (N,) each in the dtype of distances: the similarity S, and log sum exp(scale * S), -inf
-        where there is no other class. Both NaN for a row that is not finite or of no class in
-        [0, C); what centres that are not finite belong to is NaN. O((N + C·K)·d) memory.
+        `Sums`. The first two NaN for a row that is not finite or of no class in [0, C); what
+        centres that are not finite belong to is NaN. O((N + C·K)·d) memory.
     """
     products = _CPU_PRODUCTS if x.device.type == "cpu" else _DEVICE_PRODUCTS
     with torch.autocast(x.device.type, enabled=False):
@@ -205,8 +220,7 @@ def sums(
                 own[part] = torch.where(inside, found, own[part, None])[:, 0]
                 _add(similarity.mul_(form.scale), inside, place, peak[part], total[part])
         lost = torch.where(rows.lost, math.nan, 0.0).to(own.dtype)
-        others = (_finite(peak).double() + total.log()).to(own.dtype)
-        return own + lost, others + lost
+        return Sums(own + lost, total + lost, _finite(peak))
 
 
 def _put(matrix: Tensor, inside: Tensor, place: Tensor, value: Tensor | float) -> None:
@@ -236,25 +250,28 @@ def _add(logits: Tensor, inside: Tensor, place: Tensor, peak: Tensor, total: Ten
 
 def sums_backward(
     grad_own: Tensor,
-    grad_others: Tensor,
-    others: Tensor,
+    grad_total: Tensor,
+    peak: Tensor,
     x: Tensor,
     labels: Tensor,
     centers: Tensor,
     centers_per_class: int,
     form: Form,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of `sums` by x and by the centres, for (N,) upstream gradients and its `others`.
+    """Gradients of `sums` by x and by the centres, for (N,) upstream gradients and its `peak`.
+
+    The total is differentiated as if the peak were a constant.
 
     Products are computed again, and gradients added up in an order that the sizes decide.
     """
     products = _CPU_PRODUCTS if x.device.type == "cpu" else _DEVICE_PRODUCTS
     with torch.autocast(x.device.type, enabled=False):
         rows = _rows(x, labels, centers.shape[0] // centers_per_class, form.metric)
+        own = torch.where(rows.lost, 0.0, grad_own)
         upstream = _Upstream(
-            torch.where(rows.lost, 0.0, grad_own)[:, None],
-            torch.where(rows.lost, 0.0, form.scale * grad_others)[:, None],
-            torch.where(rows.lost, 0.0, _finite(others))[:, None],
+            own[:, None],
+            torch.where(rows.lost, 0.0, form.scale * grad_total).to(own.dtype)[:, None],
+            peak[:, None],
         )
         to_rows = torch.zeros_like(rows.units)
         to_centers = centers.new_empty(centers.shape)
@@ -274,7 +291,7 @@ def sums_backward(
         if form.metric == "cosine":
             given = torch.where(rows.lost[:, None], 0.0, x.to(rows.units.dtype))
             to_rows = unit_rows_gradient(to_rows, given, rows.units)
-        spoilt = rows.lost & ((grad_own != 0) | (grad_others != 0))
+        spoilt = rows.lost & ((grad_own != 0) | (grad_total != 0))
         return torch.where(spoilt[:, None], math.nan, to_rows).to(x.dtype), to_centers
 
 
@@ -283,17 +300,17 @@ class _Upstream(NamedTuple):
 
     Attributes:
         own: by the similarity to the own class.
-        others: by the log-sum-exp of the others, times the scale.
-        total: that log-sum-exp.
+        total: by the total of the others, times the scale.
+        peak: the peak of that total.
     """
 
     own: Tensor
-    others: Tensor
     total: Tensor
+    peak: Tensor
 
     def of(self, part: slice) -> _Upstream:
         """Those of some of the rows."""
-        return _Upstream(self.own[part], self.others[part], self.total[part])
+        return _Upstream(self.own[part], self.total[part], self.peak[part])
 
 
 def _weights(rows: _Rows, block: _Block, upstream: _Upstream, form: Form) -> Tensor:
@@ -301,8 +318,8 @@ def _weights(rows: _Rows, block: _Block, upstream: _Upstream, form: Form) -> Ten
     planes = _planes(rows, block)
     similarity = _similarity(planes, form)
     weights = similarity.value * form.scale
-    weights.sub_(upstream.total).clamp_(min=_NEGLIGIBLE[weights.dtype]).exp_()
-    weights.mul_(upstream.others)
+    weights.sub_(upstream.peak).clamp_(min=_NEGLIGIBLE[weights.dtype]).exp_()
+    weights.mul_(upstream.total)
     inside, place = _own(rows, block, weights.shape[1])
     _put(weights, inside, place, upstream.own)
     _weigh(planes, similarity, weights, form)
