@@ -20,6 +20,7 @@ from dmlfast.ops._arguments import (
     check_classes,
     check_count,
     check_dimensions,
+    check_finite,
     check_flag,
     check_number,
     check_pairs,
@@ -254,7 +255,8 @@ class SoftTripleLoss(_ProxyLoss):
 
     Raises:
         TypeError: a keyword that this loss does not take, or a wrong type.
-        ValueError: an unknown option, NaN, a size below 1, or `gamma` not above 0.
+        ValueError: an unknown option, a number that is not finite, a size below 1, or `gamma` not
+            above 0; a call, where `la` or la * margin is beyond the range of the result's dtype.
     """
 
     shown = (
@@ -286,9 +288,9 @@ class SoftTripleLoss(_ProxyLoss):
             metrics=("cosine", "dot"),
         )
         self.centers_per_class = check_count("centers_per_class", centers_per_class)
-        self.la = check_number("la", la)
+        self.la = check_finite("la", la)
         self.gamma = check_positive("gamma", gamma)
-        self.margin = check_number("margin", margin)
+        self.margin = check_finite("margin", margin)
         self.fc = nn.Parameter(torch.empty(embedding_size, num_classes * centers_per_class))
         nn.init.kaiming_uniform_(self.fc, a=math.sqrt(5))
 
@@ -327,7 +329,8 @@ class SubCenterArcFaceLoss(_ProxyLoss):
 
     Raises:
         TypeError: a keyword that this loss does not take, or a wrong type.
-        ValueError: an unknown option, NaN, a size below 1, or a number out of its range.
+        ValueError: an unknown option, NaN, a size below 1, or a number out of its range; a call,
+            where `scale` is beyond the range of the result's dtype.
     """
 
     shown = ("num_classes", "embedding_size", "margin", "scale", "sub_centers", "reduction")

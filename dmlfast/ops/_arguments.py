@@ -159,6 +159,13 @@ def check_finite(name: str, value: object) -> float:
     return number
 
 
+def check_range(name: str, number: float, dtype: torch.dtype) -> float:
+    """Raises ValueError if the number is beyond the range of a floating dtype."""
+    if abs(number) > torch.finfo(dtype).max:
+        raise ValueError(f"{name}: expected a number in the range of {dtype}, got {number!r}")
+    return number
+
+
 def check_positive(name: str, value: object) -> float:
     """Raises as `check_number`, and ValueError unless the number is greater than 0 and finite."""
     number = check_number(name, value)

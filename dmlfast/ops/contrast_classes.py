@@ -12,11 +12,12 @@ from dmlfast.ops._arguments import (
     check_classes,
     check_count,
     check_embeddings,
+    check_finite,
     check_integers,
     check_not_negative,
-    check_number,
     check_option,
     check_positive,
+    check_range,
     check_references,
     describe,
 )
@@ -112,9 +113,10 @@ def soft_triple_loss(
         labels: (N,) classes in [0, C), any integer dtype.
         centers: (C * centers_per_class, d) of the dtype and device of `x`, class after class.
         centers_per_class: K.
-        la: factor of the similarities in the cross-entropy.
-        gamma: temperature of the weights, greater than 0.
-        margin: a similarity.
+        la: factor of the similarities in the cross-entropy, finite; it and la * margin are in the
+            range of the result's dtype.
+        gamma: temperature of the weights, greater than 0 and finite.
+        margin: a similarity, finite.
         metric: "cosine" (default) or "dot".
         reduction: "mean" over all embeddings, "sum", or "none".
 
@@ -132,11 +134,16 @@ def soft_triple_loss(
     Source: Qian et al., "SoftTriple loss: deep metric learning without triplet sampling", ICCV
     2019, without its regulariser.
     """
-    la, gamma = check_number("la", la), check_positive("gamma", gamma)
-    margin = check_number("margin", margin)
+    la, gamma = check_finite("la", la), check_positive("gamma", gamma)
+    margin = check_finite("margin", margin)
     check_option("metric", metric, _SIMILARITIES)
     check_option("reduction", reduction, REDUCTIONS)
     of = _check_centers(x, labels, centers, centers_per_class)
+    dtype = distance_dtype(of.x)
+    check_range("la", la, dtype)
+    check_range("la * margin", la * margin, dtype)
+    # Beyond the range the weights are those at its ends: of the nearest centre, and equal ones.
+    gamma = min(max(gamma, torch.finfo(dtype).tiny), torch.finfo(dtype).max)
     sums = class_sums(of, reference.Form("relaxed", gamma, la, metric))
     return reduce_over_rows(_cross_entropy(sums, la * sums.own, la * margin), reduction)
 
@@ -164,7 +171,8 @@ def sub_center_arcface_loss(
             after class.
         centers_per_class: K; with 1 it is the ArcFace loss.
         margin: an angle in degrees, from 0 to 180.
-        scale: factor of the cosines in the cross-entropy, greater than 0.
+        scale: factor of the cosines in the cross-entropy, greater than 0 and in the range of the
+            result's dtype.
         reduction: "mean" over all embeddings, "sum", or "none".
 
     Returns:
@@ -186,6 +194,7 @@ def sub_center_arcface_loss(
     margin, scale = check_angle("margin", margin), check_positive("scale", scale)
     check_option("reduction", reduction, REDUCTIONS)
     of = _check_centers(x, labels, centers, centers_per_class)
+    check_range("scale", scale, distance_dtype(of.x))
     sums = class_sums(of, reference.Form("greatest", 1.0, scale, "cosine"))
     own = _with_margin(sums.own, math.radians(margin))
     return reduce_over_rows(_cross_entropy(sums, scale * own), reduction)
