@@ -16,6 +16,7 @@ from torch._subclasses import FakeTensorMode
 import dmlfast.functional as F
 from dmlfast import losses
 from dmlfast.losses import _pair_lists
+from dmlfast.ops import _arguments
 
 pml_losses = pytest.importorskip("pytorch_metric_learning.losses")
 pml_miners = pytest.importorskip("pytorch_metric_learning.miners")
@@ -143,6 +144,28 @@ def test_outliers_are_those_of_pytorch_metric_learning(threshold):
     assert (centers[:, ~present] == 0).all()
     only = ours.get_outliers(x, labels, threshold, return_dominant_centers=False)
     assert torch.equal(only, rows)
+
+
+def test_embeddings_that_are_not_finite_are_outliers_and_do_not_vote():
+    loss = losses.SubCenterArcFaceLoss(7, 6)
+    x = loss.W.detach().T[2].repeat(5, 1)  # on the third centre of class 0
+    x[0, 1], x[1, 2], x[4] = math.nan, math.inf, math.nan
+    rows, centers = loss.get_outliers(x, torch.zeros(5, dtype=torch.int64))
+    assert rows.tolist() == [0, 1, 4]
+    assert torch.equal(centers[:, 0], loss.W[:, 2])
+    # A class of nothing else has no centre.
+    rows, centers = loss.get_outliers(x[:2], torch.zeros(2, dtype=torch.int64))
+    assert rows.tolist() == [0, 1]
+    assert (centers == 0).all()
+
+
+def test_outliers_look_at_labels_where_the_loss_does_not(monkeypatch):
+    x, labels = batch()
+    monkeypatch.setattr(_arguments, "can_read", lambda labels: False)
+    loss = losses.SubCenterArcFaceLoss(5, 6)
+    assert loss(x, labels + 1).isnan()
+    with pytest.raises(ValueError, match=r"labels: expected classes in \[0, 5\), got 5"):
+        loss.get_outliers(x, labels + 1)
 
 
 def test_outliers_of_nothing_are_none():

@@ -99,10 +99,10 @@ class _ProxyLoss(EmbeddingLoss, ABC):
             weights = row_weights(indices, pairs.x.shape[0])
         return self._of_rows(pairs.x, pairs.labels, weights)
 
-    def _checked(self, embeddings: object, labels: object) -> Pairs:
+    def _checked(self, embeddings: object, labels: object, *, waits: bool = False) -> Pairs:
         pairs = check_pairs(embeddings, labels, names=MODULE_NAMES)
         check_dimensions("embeddings", pairs.x, self.embedding_size)
-        check_classes("labels", pairs.labels, self.num_classes)
+        check_classes("labels", pairs.labels, self.num_classes, waits=waits)
         return pairs
 
     @abstractmethod
@@ -384,18 +384,19 @@ class SubCenterArcFaceLoss(_ProxyLoss):
         """Finds embeddings that are far from the dominant centre of their class.
 
         That is the centre which is the nearest to the most embeddings of the class, the lowest of
-        such centres. What is far from it has a wrong label, or should not be learnt from.
+        such centres. What is far from it has a wrong label, or should not be learnt from. An
+        embedding that is not finite is near none, and far.
 
         Args:
             embeddings: (N, embedding_size) floating.
-            labels: (N,) integers in [0, num_classes).
+            labels: (N,) integers in [0, num_classes), looked at on every device.
             threshold: an angle in degrees, from 0 to 180, beyond which it is far, 75 by default.
             return_dominant_centers: whether to return the centres, too.
 
         Returns:
             (M,) int64 rows, class after class and ascending within a class; and
             (embedding_size, num_classes) the dominant centres as columns, 0 for a class without
-            embeddings. Memory O(N·sub_centers·embedding_size).
+            finite embeddings. Memory O(N·sub_centers·embedding_size).
 
         Raises:
             TypeError: something is not a tensor, number or flag, or has a wrong dtype.
@@ -404,15 +405,16 @@ class SubCenterArcFaceLoss(_ProxyLoss):
         """
         bound = math.cos(math.radians(check_angle("threshold", threshold)))
         check_flag("return_dominant_centers", return_dominant_centers)
-        pairs = self._checked(embeddings, labels)
+        pairs = self._checked(embeddings, labels, waits=True)
         x, columns = promoted(pairs.x, self.W.T)
         centers = columns.unflatten(0, (self.num_classes, self.sub_centers))
         units = unit_rows(centers[pairs.labels])
         cosine = (unit_rows(x)[:, None] * units).sum(2)
         nearest = pairs.labels * self.sub_centers + cosine.argmax(1)
-        votes = nearest.bincount(minlength=len(columns)).unflatten(0, centers.shape[:2])
+        votes = nearest[x.isfinite().all(1)].bincount(minlength=len(columns))
+        votes = votes.unflatten(0, centers.shape[:2])
         dominant = votes.argmax(1)
-        far = cosine.gather(1, dominant[pairs.labels, None])[:, 0] < bound
+        far = ~(cosine.gather(1, dominant[pairs.labels, None])[:, 0] >= bound)
         order = pairs.labels.argsort(stable=True)
         outliers = order[far[order]]
         if not return_dominant_centers:

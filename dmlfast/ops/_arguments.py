@@ -127,9 +127,15 @@ def can_read(x: Tensor) -> bool:
     return not torch.compiler.is_compiling() and type(x) is Tensor and x.device.type == "cpu"
 
 
-def check_classes(name: str, labels: Tensor, count: int) -> None:
-    """Raises ValueError unless all labels that can be read are in [0, count)."""
-    if not can_read(labels) or labels.numel() == 0:
+def check_classes(name: str, labels: Tensor, count: int, *, waits: bool = False) -> None:
+    """Raises ValueError unless all labels that can be read are in [0, count).
+
+    With `waits` the host waits for those on a GPU, too.
+    """
+    readable = can_read(labels)
+    if waits and not torch.compiler.is_compiling():
+        readable = type(labels) is Tensor
+    if not readable or labels.numel() == 0:
         return
     least, greatest = (int(value) for value in labels.aminmax())
     if least < 0 or greatest >= count:
