@@ -66,12 +66,15 @@ def test_rows_of_one_dimension_have_a_loss_and_no_gradient(name):
 
 
 @each_loss
-@pytest.mark.parametrize(("products", "rows", "classes"), [(60, 11, 4), (1, 1024, 2**14)])
+# Blocks of 16 rows and 16 classes, save one of 16 and 48.
+@pytest.mark.parametrize(
+    ("products", "rows", "classes"), [(800, 11, 4), (1, 1024, 2**14), (3000, 16, 48)]
+)
 def test_blocks_give_what_one_block_gives(name, products, rows, classes, monkeypatch):
     monkeypatch.setattr(reference, "_CPU_PRODUCTS", products)
     monkeypatch.setattr(reference, "_ROWS", rows)
     monkeypatch.setattr(reference, "_CLASSES", classes)
-    assert_is_formula(name, problem(dtype=torch.float64), K)
+    assert_is_formula(name, problem(classes=53, dtype=torch.float64), K)
 
 
 @each_loss
@@ -140,6 +143,18 @@ def test_a_row_on_its_centre_or_opposite_has_a_gradient(sign):
     x = (sign * torch.eye(4)).requires_grad_()
     loss = F.sub_center_arcface_loss(x, torch.arange(4), centers, centers_per_class=1, scale=4.0)
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss, (x, centers)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("n", "classes", "d"), [(1, 5, 7), (1, 33, 130), (2, 17, 7), (40, 2, 3)])
+def test_equal_centres_are_equally_near_at_any_size(n, classes, d, dtype):
+    x, labels, centers = problem(n, classes, 1, d, dtype=dtype)
+    equal = centers.detach().repeat_interleave(4, 0).requires_grad_()
+    loss = F.sub_center_arcface_loss(x, labels, equal, centers_per_class=4)
+    (gradient,) = torch.autograd.grad(loss, equal)
+    gradient = gradient.unflatten(0, (classes, 4))
+    assert (gradient[:, 1:] == 0).all()
+    assert (gradient[:, 0] != 0).any(1).all()
 
 
 def test_of_equally_near_centres_the_lowest_takes_the_gradient():
@@ -335,14 +350,20 @@ def test_autocast_changes_nothing(name, dtype):
 
 
 @each_loss
-def test_every_thread_count_gives_the_same_bits(name, set_threads):
-    x, labels, centers = problem(1500, 400, 3, 48)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+# Sizes at which products as they come are cut otherwise for 2, for 3 or for 8 threads.
+@pytest.mark.parametrize(
+    "size", [(128, 100, 10, 64), (7, 1772, 1, 2), (16, 16, 1, 1000), (2, 40, 2, 257)]
+)
+def test_every_thread_count_gives_the_same_bits(name, dtype, size, set_threads):
+    x, labels, centers = problem(*size, dtype=dtype)
     results = []
-    for threads in (1, 2):
+    for threads in (1, 2, 3, 8):
         set_threads(threads)
-        loss = LOSSES[name][0](x, labels, centers, centers_per_class=3)
+        loss = LOSSES[name][0](x, labels, centers, centers_per_class=size[2])
         results.append((loss, *torch.autograd.grad(loss, (x, centers))))
-    assert_same_bits(*results)
+    for result in results[1:]:
+        assert_same_bits(result, results[0])
 
 
 @each_loss
