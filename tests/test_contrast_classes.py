@@ -329,9 +329,18 @@ def test_a_label_that_is_no_class_is_refused_or_its_row_is_lost(name, wrong):
     with pytest.raises(ValueError, match=rf"labels: expected classes in \[0, 7\), got {wrong}"):
         function(x, labels, centers)
     # A compiled call cannot look.
-    found = compile_whole(partial(function, reduction="none"))(x, labels, centers)
+    function = partial(function, reduction="none")
+    found = compile_whole(function)(x, labels, centers)
     torch.compiler.reset()
+    rest = torch.arange(len(x)) != 3
+    clean = function(x[rest], labels[rest], centers)
     assert found.isnan().nonzero().tolist() == [[3]]
+    torch.testing.assert_close(found[rest], clean)
+    to_x, to_centers = torch.autograd.grad(found.sum(), (x, centers))
+    to_clean, to_clean_centers = torch.autograd.grad(clean.sum(), (x, centers))
+    assert to_x[3].isnan().all()
+    torch.testing.assert_close(to_x[rest], to_clean[rest])
+    torch.testing.assert_close(to_centers, to_clean_centers)
 
 
 # --- what torch does around it --------------------------------------------------------------------

@@ -9,14 +9,13 @@ from itertools import product
 import oracle
 import pytest
 import torch
-from oracle import make
+from module_cases import assert_same, batch, proxy_pair
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 import dmlfast.functional as F
 from dmlfast import losses
 from dmlfast.losses import _pair_lists
-from dmlfast.ops import _arguments
 
 pml_losses = pytest.importorskip("pytorch_metric_learning.losses")
 pml_miners = pytest.importorskip("pytorch_metric_learning.miners")
@@ -47,37 +46,9 @@ each_proxy_loss = pytest.mark.parametrize("name", PROXY_LOSSES)
 each_miner = pytest.mark.parametrize("miner", MINERS)
 
 
-def batch(n: int = 40, **options: object) -> tuple[Tensor, Tensor]:
-    x, labels = make("random", n, 6, 5, **options)
-    return x.requires_grad_(), labels
-
-
 def with_references(m: int = 50, **options: object) -> dict[str, Tensor]:
     references, others = batch(m, seed=1, **options)
     return {"ref_emb": references, "ref_labels": others}
-
-
-def proxy_pair(name: str) -> tuple[nn.Module, nn.Module]:
-    """Both libraries' loss for 7 classes, from the same seed."""
-    modules = []
-    for library in (losses, pml_losses):
-        torch.manual_seed(0)
-        modules.append(getattr(library, name)(num_classes=7, embedding_size=6))
-    return tuple(modules)
-
-
-def assert_same(actual: Tensor, expected: Tensor, *leaves: tuple[Tensor, ...]) -> None:
-    """Equal values, and equal gradients by each leaf of the first and of the second."""
-    assert actual > 0
-    # pytorch-metric-learning's float32 distances come from an expanded square: an error of 1e-7
-    # in it is 3e-4 in the distance of two equal points, and next to nothing in most.
-    assert actual.item() == pytest.approx(expected.item(), rel=1e-4)
-    for a, e in zip(
-        torch.autograd.grad(actual, leaves[0]),
-        torch.autograd.grad(expected, leaves[-1]),
-        strict=True,
-    ):
-        assert oracle.relative_error(a, e) < 1e-3
 
 
 # --- pytorch-metric-learning ----------------------------------------------------------------------
@@ -128,67 +99,6 @@ def test_state_dicts_of_proxies_load_from_pytorch_metric_learning(name):
     ours.load_state_dict(theirs.state_dict())
     x, labels = batch()
     assert ours(x, labels).item() == pytest.approx(theirs(x, labels).item(), rel=1e-4)
-
-
-@pytest.mark.parametrize("threshold", [40, 75.0, 110])
-def test_outliers_are_those_of_pytorch_metric_learning(threshold):
-    x, labels = batch(60)
-    ours, theirs = proxy_pair("SubCenterArcFaceLoss")
-    rows, centers = ours.get_outliers(x, labels, threshold)
-    expected, expected_centers = theirs.get_outliers(x, labels, threshold)
-    assert 0 < len(rows) < 60
-    assert rows.tolist() == expected.tolist()
-    # It leaves the columns of classes without embeddings as they happen to be.
-    present = labels.bincount(minlength=7) > 0
-    assert torch.equal(centers[:, present], expected_centers[:, present])
-    assert (centers[:, ~present] == 0).all()
-    only = ours.get_outliers(x, labels, threshold, return_dominant_centers=False)
-    assert torch.equal(only, rows)
-
-
-def test_embeddings_that_are_not_finite_are_outliers_and_do_not_vote():
-    loss = losses.SubCenterArcFaceLoss(7, 6)
-    x = loss.W.detach().T[2].repeat(5, 1)  # on the third centre of class 0
-    x[0, 1], x[1, 2], x[4] = math.nan, math.inf, math.nan
-    rows, centers = loss.get_outliers(x, torch.zeros(5, dtype=torch.int64))
-    assert rows.tolist() == [0, 1, 4]
-    assert torch.equal(centers[:, 0], loss.W[:, 2])
-    # A class of nothing else has no centre.
-    rows, centers = loss.get_outliers(x[:2], torch.zeros(2, dtype=torch.int64))
-    assert rows.tolist() == [0, 1]
-    assert (centers == 0).all()
-
-
-def test_outliers_look_at_labels_where_the_loss_does_not(monkeypatch):
-    x, labels = batch()
-    monkeypatch.setattr(_arguments, "can_read", lambda labels: False)
-    loss = losses.SubCenterArcFaceLoss(5, 6)
-    assert loss(x, labels + 1).isnan()
-    with pytest.raises(ValueError, match=r"labels: expected classes in \[0, 5\), got 5"):
-        loss.get_outliers(x, labels + 1)
-
-
-def test_outliers_of_nothing_are_none():
-    loss = losses.SubCenterArcFaceLoss(7, 6)
-    rows, centers = loss.get_outliers(torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64))
-    assert rows.dtype == torch.int64
-    assert rows.shape == (0,)
-    assert (centers == torch.zeros(6, 7)).all()
-
-
-@pytest.mark.parametrize(
-    ("given", "error", "message"),
-    [
-        ({"threshold": 181}, ValueError, "threshold: expected an angle of at most 180 degrees"),
-        ({"return_dominant_centers": 1}, TypeError, "return_dominant_centers: expected True or"),
-        ({"embeddings": torch.ones(2, 5)}, ValueError, "embeddings: expected 6 dimensions"),
-        ({"labels": torch.tensor([0, 7])}, ValueError, r"labels: expected classes in \[0, 7\)"),
-    ],
-)
-def test_a_wrong_argument_of_outliers_is_named(given, error, message):
-    call = {"embeddings": torch.ones(2, 6), "labels": torch.tensor([0, 1])} | given
-    with pytest.raises(error, match=message):
-        losses.SubCenterArcFaceLoss(7, 6).get_outliers(**call)
 
 
 @each_miner
