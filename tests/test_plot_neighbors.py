@@ -70,10 +70,33 @@ def test_pictures_have_the_names_of_their_classes():
     assert not found[0].xaxis.label.get_parse_math()
 
 
-def test_without_labels_frames_say_nothing():
-    _, found, _ = drawn(query_labels=None)
+def test_neighbours_have_names_where_the_classes_of_the_queries_are_unknown():
+    queries, found, _ = drawn(query_labels=None, class_names={7: "seven", 8: "eight"})
     assert {frame_of(axes) for axes in found} == {neighbors._UNKNOWN}
-    assert {axes.get_xlabel() for axes in found} == {""}
+    assert {axes.get_xlabel() for axes in queries} == {""}
+    assert [axes.get_xlabel() for axes in found[:3]] == ["seven", "seven", "eight"]
+    # No legend of colours that are not there.
+    assert not found[0].figure.legends
+
+
+def test_without_labels_pictures_have_neither_colours_nor_names():
+    queries, found, _ = drawn(query_labels=None, reference_labels=None)
+    assert {frame_of(axes) for axes in found} == {neighbors._UNKNOWN}
+    assert {axes.get_xlabel() for axes in [*queries, *found]} == {""}
+
+
+@pytest.mark.parametrize("title", ["", "of some words, as long as a search of one place needs"])
+def test_a_narrow_picture_holds_its_title_and_its_legend(title):
+    images, labels = torch.rand(1, 1, 6, 6, generator=seeded()), torch.zeros(1).long()
+    figure = neighbors._figure_of(
+        images, images, torch.zeros(1, 1).long(), labels, labels, None, title
+    )
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert figure.get_suptitle() == title
+    for text in filter(None, [figure._suptitle, legend]):
+        extent = text.get_window_extent()
+        assert 0 <= extent.x0 < extent.x1 <= figure.bbox.x1
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,12 +15,15 @@ from dmlfast.plots._figure import check_png_path, new_figure, save_png
 from dmlfast.plots.embedding import Names, names_of
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
 __all__ = ["plot_neighbors"]
 
 _RIGHT, _WRONG, _UNKNOWN = "#009e73", "#d4351c", "#999999"
+_PLAIN = "#333333"
 _PANEL = 0.82  # inches
 
 
@@ -36,9 +40,10 @@ def plot_neighbors(
 ) -> None:
     """Write a grid of pictures as a PNG: a row for each query, at its right the nearest first.
 
-    With both labels, neighbours of the query's class have a green frame and others a red, broken
-    one, and each picture has the name of its class below it. The file is replaced whole: a reader
-    sees the former picture or the new one.
+    Each picture whose label is given has the name of its class below it. With both labels,
+    neighbours of the query's class have a green frame and others a red, broken one. Title and
+    legend are never cut off: the picture is as wide as they need. The file is replaced whole: a
+    reader sees the former picture or the new one.
 
     Args:
         queries: (N, 1, H, W) floating images, ink 1 on ground 0, N at least 1.
@@ -88,7 +93,7 @@ def _figure_of(
     for row in range(rows):
         own = None if query_labels is None else int(query_labels[row])
         axes = figure.add_subplot(grid[row, 0])
-        _draw(axes, queries[row], "#333333", "-", names.get(own, ""))
+        _draw(axes, queries[row], _PLAIN, "-", names.get(own, ""))
         if row == 0:
             axes.set_title("query", fontsize=9)
         for place, found in enumerate(index[row].tolist()):
@@ -103,11 +108,20 @@ def _figure_of(
             colour = (_RIGHT if own == other else _WRONG) if known else _UNKNOWN
             style = "--" if known and own != other else "-"
             _draw(axes, references[found], colour, style, names.get(other, ""))
+    across: list[Artist] = []
     if title:
-        figure.suptitle(title, fontsize=10)
-    if names:
-        _legend(figure)
+        across.append(figure.suptitle(title, fontsize=10))
+    if query_labels is not None and reference_labels is not None:
+        across.append(_legend(figure))
+    _widen(figure, across)
     return figure
+
+
+def _widen(figure: Figure, across: Sequence[Artist]) -> None:
+    """Make the figure as wide as what goes across it, if the panels are not."""
+    width, height = figure.get_size_inches()
+    needed = [artist.get_window_extent().width / figure.dpi + 0.2 for artist in across]
+    figure.set_size_inches(max([width, *needed]), height)
 
 
 def _draw(axes: Axes, image: Tensor, colour: str, style: str, name: str) -> None:
@@ -117,25 +131,30 @@ def _draw(axes: Axes, image: Tensor, colour: str, style: str, name: str) -> None
     for spine in axes.spines.values():
         spine.set(color=colour, linewidth=2.2, linestyle=style)
     if name:
-        axes.set_xlabel(name, fontsize=8, labelpad=2, color=colour, parse_math=False)
+        # The grey of a frame that says nothing is too light for letters.
+        dark = _PLAIN if colour == _UNKNOWN else colour
+        axes.set_xlabel(name, fontsize=8, labelpad=2, color=dark, parse_math=False)
 
 
-def _legend(figure: Figure) -> None:
+def _legend(figure: Figure) -> Legend:
     line = require("matplotlib.lines", "train").Line2D
     entries = [
         line([], [], color=_RIGHT, linewidth=2.2, label="class of the query"),
         line([], [], color=_WRONG, linewidth=2.2, linestyle="--", label="another class"),
     ]
-    figure.legend(handles=entries, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    return figure.legend(
+        handles=entries, loc="outside lower center", ncols=2, fontsize=8, frameon=False
+    )
 
 
 def _class_names(
     query_labels: Tensor | None, reference_labels: Tensor | None, class_names: Names | None
 ) -> dict[int | None, str]:
-    """The name of each class that occurs; none without both labels."""
-    if query_labels is None or reference_labels is None:
+    """The name of each class that occurs; none without labels."""
+    given = [labels for labels in (query_labels, reference_labels) if labels is not None]
+    if not given:
         return {}
-    ids = torch.cat([query_labels, reference_labels]).unique().tolist()
+    ids = torch.cat(given).unique().tolist()
     if class_names is None:
         return {label: str(label) for label in ids}
     return dict(zip(ids, names_of("class_names", ids, class_names), strict=True))
