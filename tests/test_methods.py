@@ -405,6 +405,22 @@ def test_a_method_says_what_it_evaluates() -> None:
         assert tuple(found) == run.state.method.evaluated
 
 
+@pytest.mark.parametrize("method", methods.names())
+def test_only_an_active_share_of_anchors_is_drawn_beside_that_of_the_evaluation(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+
+    def plot_collapse(_: object, path: Path, *, training_triplets: bool) -> None:
+        drawn.append(training_triplets)
+        path.write_bytes(b"png")
+
+    monkeypatch.setattr("dmlfast.plots.plot_collapse", plot_collapse)
+    train(small(method=method, steps=2), tmp_path / "run")
+    # That of NASA and NAMR is of drawn triplets, that of a ranking of its samples or steps.
+    assert drawn == [method == "triplet"]
+
+
 def test_methods_are_modules_whose_state_is_kept() -> None:
     for method in methods.names():
         assert isinstance(steps_of(0, method=method).state.method, nn.Module)

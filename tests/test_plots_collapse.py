@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dmlfast.plots import plot_collapse
+from dmlfast.plots import collapse, plot_collapse
 from dmlfast.plots.collapse import _PANELS, _draw, _lines
 
 matplotlib_figure = pytest.importorskip("matplotlib.figure")
@@ -80,13 +80,28 @@ def test_an_axis_holds_0_and_every_value(values: list[float]) -> None:
     assert low < min(0, *values) <= max(values) < high
 
 
-def test_the_active_share_of_training_is_drawn_where_it_is_of_triplets(tmp_path: Path) -> None:
+def test_the_active_share_of_training_is_drawn_where_it_is_of_anchors(tmp_path: Path) -> None:
     for wanted in (False, True):
         plot_collapse(run(), tmp_path / f"{wanted}.png", training_triplets=wanted)
     assert (tmp_path / "True.png").read_bytes() != (tmp_path / "False.png").read_bytes()
     without = [{**row, "active": None} for row in run()]
     plot_collapse(without, tmp_path / "none.png", training_triplets=True)
     assert (tmp_path / "none.png").read_bytes() == (tmp_path / "False.png").read_bytes()
+
+
+@pytest.mark.parametrize(("steps", "marker"), [(1, "o"), (30, "o"), (31, "")])
+def test_training_batches_have_markers_where_the_evaluations_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, marker: str
+) -> None:
+    saved = []
+    monkeypatch.setattr(collapse, "save_png", lambda figure, _: saved.append(figure))
+    plot_collapse(run(steps), tmp_path / "a.png", training_triplets=True)
+    (figure,) = saved
+    (axes,) = [axes for axes in figure.axes if axes.get_title() == "Active triplets"]
+    own, *others = axes.lines
+    assert own.get_label() == "training batches"
+    assert list(own.get_xdata()) == [50 * step for step in range(1, steps + 1)]
+    assert {line.get_marker() for line in (own, *others)} == {marker}
 
 
 @pytest.mark.parametrize("value", [None, math.nan])

@@ -42,7 +42,8 @@ class CollapseMetrics:
             further they are; None without sub-classes.
         effective_rank: how many dimensions are in use, from 1, also where all rows are the same, to
             d. Classes that are points leave at most as many as there are classes.
-        active_triplets: share of the rows that the triplet loss still moves, in [0, 1].
+        active_triplets: of the rows with a nearest positive and a negative beyond it, the share
+            that the triplet loss still moves, in [0, 1].
         num_rows: how many rows there are.
     """
 

@@ -35,14 +35,17 @@ def series_of(history: Sequence[Mapping[str, object]], key: str) -> Series:
 
 
 def draw_series(
-    axes: Axes, series: Series, *, colour: str, split: str, marked: bool, label: str
+    axes: Axes, series: Series, *, colour: str, split: str | None, marked: bool, label: str
 ) -> Line2D:
-    """A line in the style of its split, with a marker for each evaluation where it is `marked`."""
+    """A line in the style of its split, with a marker for each evaluation where it is `marked`.
+
+    What is of no split is a thin line.
+    """
     (line,) = axes.plot(
         *series,
         color=colour,
-        linestyle=SPLITS[split],
-        linewidth=1.6,
+        linestyle="-" if split is None else SPLITS[split],
+        linewidth=1.2 if split is None else 1.6,
         marker="o" if marked else "",
         markersize=4.0,
         markerfacecolor="white" if split == "test" else colour,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from dmlfast.plots._figure import check_png_path, new_figure, plain, save_png
@@ -25,7 +25,7 @@ __all__ = ["plot_collapse"]
 
 _COLOURS = {**LEVELS, "collapse": "#333333"}
 _NAMES = {**LEVEL_NAMES, "collapse": "embedding"}
-_TRAINING = "training batches"
+_TRAINING, _GREY = "training batches", "#999999"
 # Beyond this many evaluations, a marker for each would hide the line.
 _MOST_MARKERS = 30
 
@@ -83,7 +83,8 @@ def plot_collapse(
             {purity|nmi|ami}`; any but `step` may be missing, None or NaN in any row, and other
             keys are ignored. Rows in any order.
         path: where to write; ends in .png, in a directory that exists.
-        training_triplets: draw `active` too, as the share of active triplets of training batches.
+        training_triplets: draw `active` too, as the share of the anchors of training batches that
+            have an active triplet.
 
     Raises:
         TypeError: a value that is not a number.
@@ -104,7 +105,9 @@ def plot_collapse(
     entries: dict[str, Line2D] = {}
     for axes, (metric, lines) in zip(panels, drawn.items(), strict=False):
         if metric == "active_triplets" and batches[0]:
-            (entries[_TRAINING],) = axes.plot(*batches, color="#999999", linewidth=1.2)
+            entries[_TRAINING] = draw_series(
+                axes, batches, colour=_GREY, split=None, marked=_marked([batches]), label=_TRAINING
+            )
         entries |= _draw(axes, _PANELS[metric], lines)
     for axes in panels[len(drawn) :]:
         axes.set_axis_off()
@@ -124,9 +127,14 @@ def _lines(history: Sequence[Mapping[str, object]], metric: str) -> dict[tuple[s
     return {key: series for key, series in lines.items() if series[0]}
 
 
+def _marked(lines: Iterable[Series]) -> bool:
+    """Whether each evaluation has a marker, without which a single one would not show."""
+    return max(len(steps) for steps, _ in lines) <= _MOST_MARKERS
+
+
 def _draw(axes: Axes, panel: _Panel, lines: Mapping[tuple[str, str], Series]) -> dict[str, Line2D]:
     """Draw a panel; returns its lines by what the legend calls them."""
-    marked = max(len(steps) for steps, _ in lines.values()) <= _MOST_MARKERS
+    marked = _marked(lines.values())
     entries = {}
     for (group, split), series in lines.items():
         label = f"{_NAMES[group]}, {split}"

@@ -223,7 +223,7 @@ class _Run:
             plot_curves(history, path)
         with folder.replacing(RunFolder.COLLAPSE) as path:
             plot_collapse(
-                history, path, training_triplets=self.state.method.active_share_is_of_triplets
+                history, path, training_triplets=self.state.method.active_share_is_of_anchors
             )
         test, state = self._data.test, self.state
         step = int(selected_row(history, "validation")["step"])

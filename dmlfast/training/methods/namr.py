@@ -134,7 +134,6 @@ class Structure(Method):
     2022). More than two clusters are this library's reading of its successor, NAMR.
     """
 
-    active_share_is_of_triplets = True
     evaluated = tuple(
         f"{split}/{group}/{metric}"
         for split in SPLITS

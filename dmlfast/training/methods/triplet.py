@@ -52,7 +52,7 @@ class TripletSettings(MethodSettings):
 class Triplet(Method):
     """The triplet loss of a batch; the active share is that of the anchors with a loss."""
 
-    active_share_is_of_triplets = True
+    active_share_is_of_anchors = True
 
     def __init__(self, settings: TripletSettings, task: Task) -> None:
         super().__init__()
