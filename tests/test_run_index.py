@@ -347,6 +347,34 @@ def test_an_image_that_pillow_refuses_is_named(tmp_path, monkeypatch, damage):
         read_images([file], 8)
 
 
+@pytest.mark.parametrize("is_split", [True, False])
+def test_a_picture_has_queries_of_the_whole_split_and_what_they_found(
+    indexes, tmp_path, monkeypatch, is_split
+):
+    seen = []
+    monkeypatch.setattr("dmlfast.plots.plot_neighbors", lambda *a, **named: seen.append((a, named)))
+    index, run = indexes["triplet"], indexes["triplet"].run()
+    file = tmp_path / "query.png"
+    pytest.importorskip("PIL.Image").new("L", (8, 8), 255).save(file)
+    options = [] if is_split else ["--queries", file]
+    command("search", index.path, "--k", 15, *options, "--picture", tmp_path / "a.png")
+    test = run.data.test
+    # Eight at even distances, of twelve places each.
+    chosen = torch.arange(8) * len(test) // 8 if is_split else torch.tensor([0])
+    queries = index.queries(run, "test") if is_split else index.file_queries(run, [file])
+    [((images, references, found, _), named)] = seen
+    assert torch.equal(images, queries.images[chosen])
+    assert torch.equal(references, test.images)
+    assert torch.equal(found, index.search(queries, 15).index[chosen, :12])
+    if is_split:
+        assert torch.equal(named["query_labels"], test.labels[chosen])
+    else:
+        assert named["query_labels"] is None
+    assert torch.equal(named["reference_labels"], test.labels)
+    assert named["class_names"] == run.data.class_names
+    assert named["title"] == f"digits, nearest in the test split, step {run.step}"
+
+
 def test_a_picture_is_written(indexes, tmp_path):
     command("search", indexes["triplet"].path, "--k", 3, "--picture", tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
