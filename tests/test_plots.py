@@ -378,6 +378,14 @@ def test_plot_intensity_names_what_is_wrong(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_picture_that_cannot_be_written_is_named_as_it_was_given(tmp_path: Path) -> None:
+    path = tmp_path / "c.png"
+    path.mkdir()
+    with pytest.raises(OSError, match=rf"\] [^']*'{path}'$"):
+        plot_curves(run(), path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_failed_write_keeps_the_former_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -352,7 +352,12 @@ def test_a_picture_has_queries_of_the_whole_split_and_what_they_found(
     indexes, tmp_path, monkeypatch, is_split
 ):
     seen = []
-    monkeypatch.setattr("dmlfast.plots.plot_neighbors", lambda *a, **named: seen.append((a, named)))
+
+    def plot_neighbors(*given, **named):
+        seen.append((given, named))
+        given[3].write_bytes(b"png")
+
+    monkeypatch.setattr("dmlfast.plots.plot_neighbors", plot_neighbors)
     index, run = indexes["triplet"], indexes["triplet"].run()
     file = tmp_path / "query.png"
     pytest.importorskip("PIL.Image").new("L", (8, 8), 255).save(file)
@@ -487,6 +492,22 @@ def test_a_run_without_weights_is_one_sentence(runs, tmp_path, capsys):
     assert f"{tmp_path} holds no trained weights: there is no checkpoint.pt, which a run" in error
     assert error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(("option", "ending"), [("--out", ".csv"), ("--picture", ".png")])
+def test_a_file_that_cannot_be_written_is_named_after_the_table(
+    indexes, tmp_path, capsys, option, ending
+):
+    # So long that no file beside it can have a longer one.
+    file = tmp_path / ("a" * 251 + ending)
+    index = indexes["triplet"].path
+    assert main(["index", "search", str(index), "--k", "1", option, str(file)]) == 1
+    printed = capsys.readouterr()
+    assert "recall@1" in printed.out
+    assert "Written" not in printed.out
+    said = " ".join(printed.err.split())
+    assert said == f"Error: {file} cannot be written: File name too long."
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_without_a_run_or_an_index_is_one_sentence(tmp_path, capsys):

@@ -16,6 +16,7 @@ from dmlfast.cli.report import print_recalls
 from dmlfast.evaluation import INDEX_SETTINGS
 from dmlfast.functional import Selection
 from dmlfast.training import TrainingError
+from dmlfast.training.files import replacing
 from dmlfast.training.run_index import Queries, RunIndex, recalls, write_neighbors
 from dmlfast.training.trained import SPLIT_NAMES, TrainedRun
 
@@ -180,15 +181,16 @@ def search(
             started = time.perf_counter()
             found[name] = opened.search(given, k, shortlist=length_of)
             seconds.append(time.perf_counter() - started)
+        # Before the files, so that it is not lost where one cannot be written.
+        _print(opened, given, found, seconds)
         best = list(found.values())[-1]
         if out is not None:
             write_neighbors(out, best, given, opened)
+            click.echo(f"Written: {out}")
         if picture is not None:
-            _draw(picture, opened, run, given, best)
-    _print(opened, given, found, seconds)
-    for file in (out, picture):
-        if file is not None:
-            click.echo(f"Written: {file}")
+            with replacing(picture) as partial:
+                _draw(partial, opened, run, given, best)
+            click.echo(f"Written: {picture}")
 
 
 @contextlib.contextmanager

@@ -84,10 +84,18 @@ def check_matrix(name: str, value: object, shape: str) -> Tensor:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write `figure` at 150 dots per inch; `path` never holds half a picture."""
+    """Write `figure` at 150 dots per inch; `path` never holds half a picture.
+
+    Raises:
+        OSError: it cannot be written; the error names `path`.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         figure.savefig(temporary, format="png", dpi=DPI)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
