@@ -260,8 +260,12 @@ def test_an_image_file_finds_the_image_that_it_is(indexes, tmp_path, is_inverted
     options = [part for file in files for part in ("--queries", file)]
     out = tmp_path / "found.json"
     command("search", index.path, *options, "--k", 1, "--out", out)
-    # No labels, no recall.
-    assert "recall" not in capsys.readouterr().out
+    # No labels, no recall; but the classes of what was found.
+    printed = capsys.readouterr().out
+    assert "recall" not in printed
+    for file, number in zip(files, (3, 90), strict=True):
+        name = run.data.class_names[run.data.test.labels[number]]
+        assert f"\n{file}: {name} " in printed
     found = json.loads(out.read_text())
     assert [row["neighbor"] for row in found] == [3, 90]
     assert [row["query"] for row in found] == [str(file) for file in files]

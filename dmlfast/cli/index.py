@@ -112,7 +112,9 @@ def build(
 @click.option(
     "--queries",
     multiple=True,
-    help="A split, or image files; repeat for several. [default: what is indexed]",
+    help="A split, or an image file; repeat the option for several files. They are made grey, "
+    "padded to a square and scaled to the size of the data's images: crop them to what is shown. "
+    "[default: the split that is indexed]",
 )
 @click.option("--first", type=_POSITIVE, help="So many queries of the split. [default: all]")
 @click.option("--k", type=_POSITIVE, default=10, show_default=True, help="Neighbours of a query.")
@@ -155,7 +157,8 @@ def search(
 ) -> None:
     """Search an index for the nearest to the images of a split, or to image files.
 
-    A query that is indexed is left out of its own list. Recall@K is printed where labels are known.
+    A query that is indexed is left out of its own list. Printed are Recall@K for a split, and the
+    classes of the neighbours for image files.
     """
     if structure is False and shortlist is not None:
         raise click.UsageError("--shortlist and --no-structure exclude each other.")
@@ -184,6 +187,8 @@ def search(
         # Before the files, so that it is not lost where one cannot be written.
         _print(opened, given, found, seconds)
         best = list(found.values())[-1]
+        if given.split is None:
+            _print_classes(opened, run, given, best)
         if out is not None:
             write_neighbors(out, best, given, opened)
             click.echo(f"Written: {out}")
@@ -257,6 +262,19 @@ def _print(
     )
     if queries.split is not None:
         print_recalls({name: recalls(found[name], queries, opened) for name in found})
+
+
+def _print_classes(opened: RunIndex, run: TrainedRun, queries: Queries, found: Selection) -> None:
+    """For each query the first of what was found: the class of each, and its distance."""
+    for name, distances, rows in zip(
+        queries.names, *(part.tolist() for part in found), strict=True
+    ):
+        neighbors = [
+            f"{run.data.class_names[opened.labels[row]]} {distance:.3g}"
+            for distance, row in zip(distances, rows, strict=True)
+            if row >= 0
+        ]
+        click.echo(f"{name}: {', '.join(neighbors[:_MOST_COLUMNS])}")
 
 
 def _kind_of(opened: RunIndex) -> str:

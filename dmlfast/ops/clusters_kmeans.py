@@ -26,7 +26,8 @@ class KMeans(NamedTuple):
     """What `kmeans` found.
 
     Attributes:
-        centers: (K, d) float64 for float64 rows, else float32.
+        centers: (K, d) float64 for float64 rows, else float32, which rows of half precision have to
+            be brought to for `assign_clusters`.
         index: (N,) int64, the nearest centre of each row; -1 for a row that is not finite, and for
             every row where no centre is finite.
         inertia: float64 scalar, the sum over the rows of the squared distance to their centre.

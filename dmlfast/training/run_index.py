@@ -304,9 +304,9 @@ def write_neighbors(
 ) -> None:
     """Write what was found, one neighbour a row, as CSV or JSON.
 
-    Columns: `query`, `rank` from 1, `neighbor` (the image of the split that is indexed),
-    `distance`, and the labels `query_class`, `neighbor_class`, `query_subclass`,
-    `neighbor_subclass`, those of a query without labels empty.
+    Columns: `query`, `rank` from 1, `neighbor` (the number of the image in the split that is
+    indexed, as `data.<split>.images` has it), `distance`, and the labels `query_class`,
+    `neighbor_class`, `query_subclass`, `neighbor_subclass`, those of a query without labels empty.
 
     Raises:
         ValueError: if the name ends neither in .csv nor in .json.
