@@ -125,8 +125,8 @@ def _compare(workloads: list[Workload], settings: Settings, folder: Path, comman
                 workloads, settings, folder / _RESULTS, command=command, progress=report.update
             )
     except BaseException:
-        # No picture of other results stays beside these. Not before: a checkout without a picture
-        # that it holds is not the commit that it is at.
+        # No picture of other results stays beside these. It is there until then: a checkout that
+        # lacks one of its files would not be named by its commit.
         picture.unlink(missing_ok=True)
         raise
     report.print_results(results)

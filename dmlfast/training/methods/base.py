@@ -98,8 +98,7 @@ class Method(nn.Module, ABC):
     gradient_clip: float | None = None
     # That of the triplets which the collapse metrics count, of unit vectors.
     margin: float = 0.2
-    # Whether the active share is that of the anchors with an active triplet of unit vectors, as
-    # the collapse metrics have it.
+    # Whether the active share is that of the anchors with an active triplet of unit vectors.
     active_share_is_of_anchors: bool = False
     # What `evaluate` returns, as "<split>/<group>/<metric>"; a group of the test split is a part
     # of the metrics that a run reports.
