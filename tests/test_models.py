@@ -9,11 +9,6 @@ from torch import nn
 from dmlfast.models import ConvolutionalEmbedding, SampleStructureHead
 
 
-@pytest.fixture(autouse=True)
-def _same_weights_every_time() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("image_size", [1, 3, 8, 15, 28, 32])
 def test_gives_one_embedding_per_image(image_size: int) -> None:
     model = ConvolutionalEmbedding(image_size=image_size, dimensions=5, width=4)
