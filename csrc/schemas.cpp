@@ -136,9 +136,9 @@ STABLE_TORCH_LIBRARY(dmlfast, m) {
       "-> (Tensor centers, Tensor index, Tensor history)");
   // Per row, over the (K, d) centres of its class, with p the softmax of -D / temperature: the soft
   // minimum -temperature * log sum exp(-D / temperature) and the mean sum p D of the distances,
-  // (N,) float64; +inf without a centre, NaN for a row that is not finite. For the gradient, which
-  // a small temperature makes need the least distance apart, the mass
-  // sum exp(-(D - min D) / temperature), (N,) float64; 0 for these.
+  // (N,) float64; +inf without a centre, NaN for a row that is not finite. And the mass
+  // sum exp(-(D - min D) / temperature), (N,) float64, 0 where the others are not finite: by it the
+  // gradient finds min D again, without which a small temperature would magnify rounding.
   m.def(
       "clusters_soft(Tensor x, Tensor labels, Tensor order, Tensor centers, Tensor center_labels, "
       "Tensor center_order, str metric, float temperature, bool fast) "
